@@ -1,0 +1,361 @@
+"""Layouts at work: named tensors to blocks of gates and back, from one description.
+
+``unpack`` gives views, ``pack`` assigns into the same views of a new tensor: the inverse is never
+written a second time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+
+from lstmconvert import axes
+from lstmconvert.canonical import BlockKey, Weights
+from lstmconvert.errors import BadFile
+from lstmconvert.gates import PART_AXES, Cell, Direction, Gate, Part
+from lstmconvert.mapping import BIAS_PAIR, EACH, Layout, TensorRule, operation_class
+from lstmconvert.tensors import Array, Lazy, copy_into
+
+_PAIR = (Part.BIAS_INPUT, Part.BIAS_RECURRENT)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one block lies: its direction and key, its tensor and the positions on that tensor's axes."""
+
+    direction: Direction
+    key: BlockKey
+    rule: TensorRule
+    tensor: str
+    at: Mapping[str, int]
+
+    @property
+    def group(self) -> str | None:
+        """The tensors that are present or absent together with this one's; ``None`` if always there."""
+        return self.tensor if self.rule.optional == EACH else self.rule.optional
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """Axes of the block."""
+        return PART_AXES[self.key[0]]
+
+
+def places(layout: Layout, directions: tuple[Direction, ...], layer: str = "0") -> tuple[Place, ...]:
+    """Every place of a layout, for the directions that are there and the number of a layer."""
+    return tuple(
+        place
+        for direction_index, direction in enumerate(directions)
+        for rule in layout.tensors
+        for place in _places_of_rule(layout, rule, direction, direction_index, layer)
+    )
+
+
+def _places_of_rule(
+    layout: Layout, rule: TensorRule, direction: Direction, direction_index: int, layer: str
+) -> Iterable[Place]:
+    names = rule.axes.names
+    base = {"direction": direction_index} if "direction" in names else {}
+
+    def place(part: Part, gate: Gate | None, at: Mapping[str, int]) -> Place:
+        tensor = _expand(rule.name, layout, gate, direction, layer)
+        return Place(direction, (part, gate), rule, tensor, MappingProxyType({**base, **at}))
+
+    if rule.slots:
+        for index, slot in enumerate(rule.slots):
+            yield place(slot.part, slot.gate, {"slot": index})
+        return
+    parts = _PAIR if rule.part == BIAS_PAIR else (Part(rule.part),)
+    for bias_index, part in enumerate(parts):
+        bias = {"bias": bias_index} if rule.part == BIAS_PAIR else {}
+        if not rule.gates:
+            yield place(part, None, bias)
+        for gate_index, gate in enumerate(rule.gates):
+            yield place(part, gate, {**bias, "gate": gate_index} if "gate" in names else bias)
+
+
+def _expand(template: str, layout: Layout, gate: Gate | None, direction: Direction, layer: str) -> str:
+    holes = {"layer": layer, "direction": layout.direction_spelling.get(direction, "")}
+    if gate is not None:
+        holes["gate"] = layout.gate_spelling.get(gate, "")
+    return re.sub(r"\{(\w+)\}", lambda hole: holes[hole[1]], template)
+
+
+def tensor_names(layout: Layout, directions: tuple[Direction, ...], layer: str = "0") -> tuple[str, ...]:
+    """The names of all tensors that the layout may use."""
+    return tuple(dict.fromkeys(place.tensor for place in places(layout, directions, layer)))
+
+
+def _local_sizes(rule: TensorRule, directions: int) -> dict[str, int]:
+    return {"gate": len(rule.gates), "bias": 2, "slot": len(rule.slots), "direction": directions}
+
+
+def _present_directions(layout: Layout, tensors: Mapping[str, Lazy], layer: str) -> tuple[Direction, ...]:
+    """The directions that the tensors hold; a single one that is not named counts as forward."""
+    both = (Direction.FORWARD, Direction.REVERSE)
+    kernel = next(rule for rule in layout.tensors if rule.part == Part.KERNEL)
+    if "{direction}" in kernel.name:
+        gate = kernel.gates[0]
+        return tuple(d for d in both if _expand(kernel.name, layout, gate, d, layer) in tensors)
+    if "direction" in kernel.axes.names:
+        name = _expand(kernel.name, layout, kernel.gates[0], Direction.FORWARD, layer)
+        if name in tensors:
+            axis = [d.terms for d in kernel.axes.dimensions].index((("direction",),))
+            shape = tensors[name].shape
+            count = shape[axis] if axis < len(shape) else 0
+            if count not in (1, 2):
+                raise BadFile(
+                    "unexpected shape", place=name, found=shape, expected=f"axes {kernel.axes.text!r}"
+                )
+            return both[:count]
+    return both[:1]
+
+
+def _check_presence(layout: Layout, wanted: tuple[Place, ...], tensors: Mapping[str, Lazy]) -> None:
+    """Required tensors are there; optional ones are there in whole groups or not at all."""
+    groups: dict[str, set[bool]] = {}
+    for place in wanted:
+        present = place.tensor in tensors
+        if place.group is not None:
+            groups.setdefault(place.group, set()).add(present)
+        elif not present:
+            raise BadFile(
+                f"a tensor of layout {layout.name!r} is missing",
+                place=place.tensor,
+                found=", ".join(list(tensors)[:8]) or "no tensors",
+            )
+    for group, presence in groups.items():
+        if len(presence) > 1:
+            names = [p.tensor for p in wanted if p.group == group]
+            missing = next(name for name in names if name not in tensors)
+            raise BadFile(
+                f"of the tensors {', '.join(dict.fromkeys(names))} some are there and some are missing",
+                place=missing,
+            )
+
+
+def _sizes(wanted: tuple[Place, ...], tensors: Mapping[str, Lazy], directions: int) -> dict[str, int]:
+    """The lengths of all axes, worked out from all shapes together."""
+    used = {(p.rule, p.tensor): None for p in wanted if p.tensor in tensors}
+    projected = any(rule.part == Part.PROJECTION for rule, _ in used)
+    shared: dict[str, int] = {}
+    progress = True
+    while progress:
+        progress = False
+        for rule, name in used:
+            sizes = {**shared, **_local_sizes(rule, directions)}
+            try:
+                progress |= axes.solve(rule.axes, tensors[name].shape, sizes)
+            except ValueError as error:
+                raise BadFile(f"unexpected shape: {error}", place=name) from error
+            shared |= {
+                axis: n for axis, n in sizes.items() if axis in ("input", "hidden", "recurrent", "projected")
+            }
+        source = "projected" if projected else "hidden"
+        if not progress and "recurrent" not in shared and source in shared:
+            shared["recurrent"] = shared[source]
+            progress = True
+    return shared
+
+
+def unpack(
+    layout: Layout, tensors: Mapping[str, Lazy], layer: str = "0"
+) -> dict[Direction, dict[BlockKey, Lazy]]:
+    """The blocks of one layer, as views of its tensors, by direction.
+
+    Args:
+        layout: a layout of a cell.
+        tensors: the layer's tensors under the names of the layout; others are ignored.
+        layer: what stands for ``{layer}`` in the names.
+
+    Raises:
+        BadFile: when a tensor is missing or its shape does not fit, naming tensor and axes.
+    """
+    directions = _present_directions(layout, tensors, layer)
+    wanted = places(layout, directions or (Direction.FORWARD,), layer)
+    _check_presence(layout, wanted, tensors)
+    sizes = _sizes(wanted, tensors, len(directions))
+    result: dict[Direction, dict[BlockKey, Lazy]] = {direction: {} for direction in directions}
+    for place in wanted:
+        tensor = tensors.get(place.tensor)
+        if tensor is not None:
+            result[place.direction][place.key] = _block(
+                tensor, place, {**sizes, **_local_sizes(place.rule, len(directions))}
+            )
+    return result
+
+
+def _block(tensor: Lazy, place: Place, sizes: Mapping[str, int]) -> Lazy:
+    def cut(array: Array) -> Array:
+        return axes.view(array, place.rule.axes, sizes, place.at, place.order)
+
+    return tensor.map(cut, tuple(sizes[axis] for axis in place.order))
+
+
+def read_weights(
+    cell: Cell, layout: Layout, tensors: Mapping[str, Lazy], layer: str = "0"
+) -> dict[Direction, Weights]:
+    """``unpack``, as checked ``Weights``.
+
+    Raises:
+        BadFile: as ``unpack``, and when the blocks contradict each other in size or dtype.
+    """
+    result = {}
+    for direction, blocks in unpack(layout, tensors, layer).items():
+        try:
+            result[direction] = Weights(cell, blocks)
+        except ValueError as error:
+            names = ", ".join(n for n in tensor_names(layout, (direction,), layer) if n in tensors)
+            raise BadFile(f"the tensors do not make a {cell.upper()}: {error}", place=names) from error
+    return result
+
+
+def pack(layout: Layout, directions: Mapping[Direction, Weights], layer: str = "0") -> dict[str, Lazy]:
+    """The tensors of one layer, each made from its blocks when it is read.
+
+    A block that the layer lacks but its tensor needs is zeros; a group of optional tensors of which
+    the layer has nothing is left out.
+
+    Raises:
+        ValueError: when the layer has a block for which the layout has no place (lowering comes first).
+    """
+    wanted = places(layout, tuple(directions), layer)
+    for direction, weights in directions.items():
+        held = {place.key for place in wanted if place.direction is direction}
+        for key in weights:
+            if key not in held:
+                raise ValueError(f"layout {layout.name!r} has no place for {key[0]} {key[1] or ''}".rstrip())
+    written = {p.group for p in wanted if p.group is None or p.key in directions[p.direction]}
+    by_tensor: dict[str, list[Place]] = {}
+    for place in wanted:
+        if place.group in written:
+            by_tensor.setdefault(place.tensor, []).append(place)
+    return {name: _tensor(held, directions) for name, held in by_tensor.items()}
+
+
+def _tensor(held: list[Place], directions: Mapping[Direction, Weights]) -> Lazy:
+    first = directions[held[0].direction]
+    sizes = {"input": first.input_size, "hidden": first.hidden_size, "recurrent": first.recurrent_size}
+    sizes["projected"] = first.recurrent_size
+
+    def sizes_of(place: Place) -> dict[str, int]:
+        return {**sizes, **_local_sizes(place.rule, len(directions))}
+
+    shape = axes.shape(held[0].rule.axes, sizes_of(held[0]))
+
+    def load() -> Array:
+        array: Array = np.zeros(shape, first.dtype)
+        source = None
+        for place in held:
+            block = directions[place.direction].get(place.key)
+            if block is not None:
+                # The last array stays referenced until the next is there: gates that share a
+                # tensor are then read from the file once.
+                source = block.read()
+                copy_into(axes.view(array, place.rule.axes, sizes_of(place), place.at, place.order), source)
+        del source
+        return array
+
+    return Lazy(shape, first.dtype, load)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A set of tensors that looks like one layer: what stands before the names, and the layer's number."""
+
+    layout: Layout
+    prefix: str
+    layer: str
+
+
+def find(layout: Layout, names: Iterable[str]) -> tuple[Found, ...]:
+    """Where tensors of this layout stand among ``names``: every prefix and layer number that has a kernel."""
+    kernel = next(rule for rule in layout.tensors if rule.part == Part.KERNEL)
+    spelled = {
+        "layer": r"(?P<layer>\d+)",
+        "gate": "(?:" + "|".join(re.escape(s) for s in layout.gate_spelling.values()) + ")",
+        "direction": "(?:" + "|".join(re.escape(s) for s in layout.direction_spelling.values()) + ")",
+    }
+    pieces = re.split(r"\{(\w+)\}", kernel.name)
+    pattern = "".join(spelled[piece] if n % 2 else re.escape(piece) for n, piece in enumerate(pieces))
+    regex = re.compile(r"(?P<prefix>.*?)(?<![A-Za-z0-9])" + pattern)
+    found: dict[tuple[str, str], None] = {}
+    for name in names:
+        if match := regex.fullmatch(name):
+            found[match["prefix"], match.groupdict().get("layer") or "0"] = None
+    return tuple(Found(layout, prefix, layer) for prefix, layer in found)
+
+
+def unpack_operation(
+    layout: Layout, tensors: Mapping[str, Lazy], known: Mapping[str, int] | None = None
+) -> dict[str, Lazy]:
+    """The canonical parts of a neighbour (Dense, Embedding, ...) as views of its tensors.
+
+    Args:
+        layout: a layout of an operation.
+        tensors: the layer's tensors under the names of the layout; others are ignored.
+        known: lengths of axes that the shapes leave open (how many heads make up an axis).
+
+    Raises:
+        BadFile: when a tensor is missing or has the wrong number of axes.
+    """
+    sizes: dict[str, int] = dict(known or {})
+    result: dict[str, Lazy] = {}
+    parts = operation_axes(layout.operation)
+    for rule in layout.tensors:
+        tensor = tensors.get(rule.name)
+        if tensor is None:
+            if rule.optional is None:
+                raise BadFile(f"a tensor of layout {layout.name!r} is missing", place=rule.name)
+            continue
+        try:
+            axes.solve(rule.axes, tensor.shape, sizes)
+        except ValueError as error:
+            raise BadFile(f"unexpected shape: {error}", place=rule.name) from error
+        result[rule.part] = _moved(tensor, rule, dict(sizes), parts[rule.part])
+    return result
+
+
+def _moved(tensor: Lazy, rule: TensorRule, sizes: Mapping[str, int], order: tuple[str, ...]) -> Lazy:
+    return tensor.map(lambda a: axes.view(a, rule.axes, sizes, {}, order), tuple(sizes[n] for n in order))
+
+
+def pack_operation(layout: Layout, parts: Mapping[str, Lazy]) -> dict[str, Lazy]:
+    """The tensors of a neighbour from its canonical parts.
+
+    Raises:
+        ValueError: when a part has no place in the layout, or a required one is missing.
+    """
+    rules = {rule.part: rule for rule in layout.tensors}
+    if unknown := [part for part in parts if part not in rules]:
+        raise ValueError(f"layout {layout.name!r} has no place for {unknown[0]!r}")
+    known = operation_axes(layout.operation)
+    result: dict[str, Lazy] = {}
+    for part, rule in rules.items():
+        block = parts.get(part)
+        if block is None:
+            if rule.optional is None:
+                raise ValueError(f"layout {layout.name!r} needs the part {part!r}")
+            continue
+        sizes = dict(zip(known[part], block.shape, strict=True))
+        result[rule.name] = _packed(block, rule, sizes, known[part])
+    return result
+
+
+def _packed(block: Lazy, rule: TensorRule, sizes: Mapping[str, int], order: tuple[str, ...]) -> Lazy:
+    shape = axes.shape(rule.axes, sizes)
+
+    def load() -> Array:
+        array: Array = np.empty(shape, block.dtype)
+        copy_into(axes.view(array, rule.axes, sizes, {}, order), block.read())
+        return array
+
+    return Lazy(shape, block.dtype, load)
+
+
+def operation_axes(operation: str) -> Mapping[str, tuple[str, ...]]:
+    """The parts of an operation, under its name in mapping files, and the axes of each."""
+    return operation_class(operation).PARTS
