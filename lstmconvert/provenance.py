@@ -1,0 +1,183 @@
+"""What a written file says about where it came from: a small JSON text in its metadata.
+
+Nothing in it decides what a file's numbers mean where the file itself says so; it lets a later reader
+ask less (the activation of a state_dict's RNN) and undo a rounding rewrite (two biases that were
+summed, kept with a digest of the sum).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import Any
+
+from lstmconvert.activations import Activation
+from lstmconvert.canonical import (
+    Coupling,
+    Equations,
+    GruEquations,
+    LstmEquations,
+    RecurrentLayer,
+    ResetPlace,
+    RnnEquations,
+    UpdateKeeps,
+)
+from lstmconvert.gates import Cell, Gate
+from lstmconvert.model import Model
+from lstmconvert.tensors import Lazy
+
+KEY = "lstmconvert"
+"""The metadata key under which every container keeps the text."""
+
+_KINDS: Mapping[Cell, type[LstmEquations | GruEquations | RnnEquations]] = MappingProxyType(
+    {Cell.LSTM: LstmEquations, Cell.GRU: GruEquations, Cell.RNN: RnnEquations}
+)
+_ENUMS = {"coupling": Coupling, "reset": ResetPlace, "update_keeps": UpdateKeeps}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRecord:
+    """What is remembered of one recurrent layer.
+
+    Attributes:
+        name: its name in the first source.
+        equations: of each direction.
+        notes: the layer's notes.
+    """
+
+    name: str
+    equations: tuple[Equations, ...]
+    notes: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What a file says about itself.
+
+    Attributes:
+        layers: the recurrent layers in order.
+        proof: SHA-256 of what the conversion that wrote the file proved: the tensors' bytes and the
+            equations; ``None`` where it was not proved.
+        sealed: the names of those tensors.
+    """
+
+    layers: tuple[LayerRecord, ...] = ()
+    proof: str | None = None
+    sealed: tuple[str, ...] = ()
+
+    def dumps(self) -> str:
+        """As JSON text."""
+        return json.dumps(
+            {
+                "schema": 1,
+                "proof": self.proof,
+                "sealed": list(self.sealed),
+                "layers": [
+                    {
+                        "name": record.name,
+                        "equations": [equations_to_json(e) for e in record.equations],
+                        "notes": dict(record.notes),
+                    }
+                    for record in self.layers
+                ],
+            },
+            sort_keys=True,
+        )
+
+
+def of_model(model: Model) -> Provenance:
+    """What is worth remembering of a model."""
+    return Provenance(
+        tuple(
+            LayerRecord(layer.name, tuple(d.equations for d in layer.directions), layer.notes)
+            for layer in model.recurrent.values()
+        )
+    )
+
+
+def sealed(provenance: Provenance, tensors: Mapping[str, Lazy]) -> Provenance:
+    """The same with the digest of these tensors and of the equations that run on them."""
+    import hashlib
+
+    import numpy as np
+
+    digest = hashlib.sha256()
+    for record in provenance.layers:
+        digest.update(json.dumps([equations_to_json(e) for e in record.equations], sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}|{tensor.dtype}|{tensor.shape}".encode())
+        array = np.ascontiguousarray(tensor.read())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return replace(provenance, proof=digest.hexdigest(), sealed=tuple(sorted(tensors)))
+
+
+def loads(text: object) -> Provenance | None:
+    """The provenance in a metadata text; ``None`` where there is none or it cannot be made sense of."""
+    if not isinstance(text, str):
+        return None
+    try:
+        data = json.loads(text)
+        if data.get("schema") != 1:
+            return None
+        return Provenance(
+            tuple(
+                LayerRecord(
+                    str(record["name"]),
+                    tuple(equations_from_json(e) for e in record["equations"]),
+                    MappingProxyType({str(k): str(v) for k, v in record["notes"].items()}),
+                )
+                for record in data["layers"]
+            ),
+            data.get("proof"),
+            tuple(str(name) for name in data.get("sealed", ())),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def fitting(provenance: Provenance | None, layers: Mapping[str, RecurrentLayer]) -> Provenance | None:
+    """The provenance, if it speaks of as many layers of the same cells, else ``None``."""
+    if provenance is None or len(provenance.layers) != len(layers):
+        return None
+    for record, layer in zip(provenance.layers, layers.values(), strict=True):
+        if len(record.equations) != len(layer.directions) or record.equations[0].cell is not layer.cell:
+            return None
+    return provenance
+
+
+def equations_to_json(equations: Equations) -> dict[str, Any]:
+    """Equations as plain JSON values."""
+    result: dict[str, Any] = {"cell": str(equations.cell)}
+    for option in fields(equations):
+        value = getattr(equations, option.name)
+        if isinstance(value, Activation):
+            result[option.name] = [value.kind, value.alpha, value.beta]
+        elif isinstance(value, Mapping):
+            result[option.name] = {str(gate): number for gate, number in value.items()}
+        else:
+            result[option.name] = value
+    return result
+
+
+def equations_from_json(data: Mapping[str, Any]) -> Equations:
+    """The inverse of ``equations_to_json``.
+
+    Raises:
+        ValueError, KeyError, TypeError: when the data are not such values.
+    """
+    kind = _KINDS[Cell(data["cell"])]
+    values: dict[str, Any] = {}
+    for option in fields(kind):
+        value = data[option.name]
+        if option.name.endswith("_activation"):
+            values[option.name] = Activation(*value)
+        elif option.name == "constant":
+            values[option.name] = MappingProxyType({Gate(gate): float(n) for gate, n in value.items()})
+        elif option.name in _ENUMS:
+            values[option.name] = _ENUMS[option.name](value)
+        else:
+            values[option.name] = None if value is None else float(value)
+    return kind(**values)
