@@ -1,0 +1,72 @@
+"""lstmconvert: recurrent models from any framework to any other, without either installed, and proved.
+
+import lstmconvert as lc
+
+model = lc.read("model.h5")
+y, state = model.recurrent["lstm_1"].run(x)
+lc.convert("model.h5", "model.onnx")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from lstmconvert.errors import (
+    AmbiguousSource,
+    BadFile,
+    ConversionError,
+    NotRepresentable,
+    UnsupportedSource,
+    Usage,
+    VerificationFailed,
+)
+
+if TYPE_CHECKING:
+    from lstmconvert.conversion import Result, convert, read, write
+    from lstmconvert.live import to_keras, to_onnx, to_torch
+    from lstmconvert.model import Model
+    from lstmconvert.verification import verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AmbiguousSource",
+    "BadFile",
+    "ConversionError",
+    "Model",
+    "NotRepresentable",
+    "Result",
+    "UnsupportedSource",
+    "Usage",
+    "VerificationFailed",
+    "convert",
+    "read",
+    "to_keras",
+    "to_onnx",
+    "to_torch",
+    "verify",
+    "write",
+]
+
+# Where the public names that need NumPy live: `lstmconvert --help` must not pay for it.
+_HOMES = {
+    "Model": ("lstmconvert.model", "Model"),
+    "Result": ("lstmconvert.conversion", "Result"),
+    "convert": ("lstmconvert.conversion", "convert"),
+    "read": ("lstmconvert.conversion", "read"),
+    "to_keras": ("lstmconvert.live", "to_keras"),
+    "to_onnx": ("lstmconvert.live", "to_onnx"),
+    "to_torch": ("lstmconvert.live", "to_torch"),
+    "verify": ("lstmconvert.verification", "verify"),
+    "write": ("lstmconvert.conversion", "write"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'lstmconvert' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home[0]), home[1])
+    globals()[name] = value
+    return value

@@ -1,0 +1,286 @@
+"""The proof of a whole model: both sides run on the same inputs, from the first layer to the last."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lstmconvert import interpreter
+from lstmconvert.errors import ConversionError, Usage
+from lstmconvert.model import Model, OperationLayer, Port
+from lstmconvert.operations import Embedding, TimeDistributed
+from lstmconvert.proof import LARGE, WholeProof, gap, rounding, scale
+from lstmconvert.tensors import Array
+
+_SEED = 20261123
+_CASES = ((2, 9), (1, 5))
+"""(batch, time) of the random inputs, where the model leaves them free."""
+_LARGE_CASE = (1, 3)
+_MOST_ELEMENTS = 1 << 24
+
+
+def prove(
+    source: Model,
+    target: Model,
+    written: Path | None,
+    tolerance: float | None,
+    *,
+    inputs: Sequence[Any] | None = None,
+    full: bool = False,
+) -> tuple[list[WholeProof], list[str]]:
+    """Run the source in float64 and the target in every way there is, and compare the outputs.
+
+    Args:
+        source: a model whose topology is known.
+        target: what was read back; its topology may be unknown.
+        written: the target's file, run by onnxruntime where it is ONNX and onnxruntime is installed.
+        tolerance: largest accepted absolute difference; worked out from float32 rounding if not given.
+        inputs: arrays for the source's inputs, in order, instead of random ones.
+        full: run a large model as thoroughly as a small one.
+
+    Returns:
+        A proof for every way of running, and what could not be run, with the reason.
+    """
+    if inputs is None and _elements(source) > _MOST_ELEMENTS:
+        return [], [f"the whole model was not run: its inputs would have {_elements(source):,} elements"]
+    if not full and inputs is None and source.weights > LARGE and target.calls is not None:
+        short = _prove_large(source, target)
+        if short is not None:
+            return short
+    cases = [given_inputs(source, inputs)] if inputs is not None else random_inputs(source)
+    proofs: list[WholeProof] = []
+    skipped: list[str] = []
+    exact = [outputs(source, case, np.float64) for case in cases]
+    allowed = [
+        rounding(outputs(source, case, np.float32), result) if tolerance is None else tolerance
+        for case, result in zip(cases, exact, strict=True)
+    ]
+    if target.calls is not None:
+        got = [outputs(target, _renamed(source, target, case), np.float64) for case in cases]
+        found = compare("interpreter", exact, got, allowed)
+        if not found.proved:
+            first = _first_difference(source, target, cases[0], max(allowed))
+            found = replace(found, first_difference=first)
+        proofs.append(found)
+    if target.framework == "onnx" and written is not None:
+        opened, why = session(written)
+        if opened is None:
+            skipped.append(why)
+        else:
+            try:
+                ran = [run_onnx(opened, source, case) for case in cases]
+            except ConversionError:
+                raise
+            except Exception as error:  # onnxruntime raises its own undocumented classes
+                skipped.append(f"the ONNX file was not run: {why} refuses it: {str(error).splitlines()[0]}")
+                return proofs, skipped
+            if not all(np.isfinite(array).all() for result in exact for array in result):
+                # Runtimes agree on nothing about NaN (onnxruntime's clamp takes it away).
+                skipped.append("outputs that are NaN or infinite were not compared with onnxruntime's")
+                ran = [_where_finite(e, r) for e, r in zip(exact, ran, strict=True)]
+            proofs.append(compare(why, exact, ran, [limit * _coarseness(source) for limit in allowed]))
+    if not proofs and not skipped:
+        skipped.append(
+            "the whole model was not run: the target's topology is code that only its framework runs"
+        )
+    return proofs, skipped
+
+
+def _coarseness(model: Model) -> float:
+    """How many times coarser than float32 a runtime computes that takes the dtype of the weights."""
+    narrow = any(layer.dtype == np.float16 for layer in model.recurrent.values())
+    return float(np.finfo(np.float16).eps / np.finfo(np.float32).eps) if narrow else 1.0
+
+
+def given_inputs(model: Model, arrays: Sequence[Any]) -> dict[str, Array]:
+    """The user's arrays under the names of the model's inputs.
+
+    Raises:
+        Usage: when there are too few or too many.
+    """
+    if len(arrays) != len(model.inputs):
+        raise Usage(
+            f"the model has {len(model.inputs)} inputs ({', '.join(p.name for p in model.inputs)})",
+            found=f"{len(arrays)} arrays",
+        )
+    return {port.name: np.asarray(array) for port, array in zip(model.inputs, arrays, strict=True)}
+
+
+def random_inputs(model: Model, shapes: Sequence[tuple[int, int]] = _CASES) -> list[dict[str, Array]]:
+    """Random inputs for a model, several shapes where they are free; whole numbers for embeddings."""
+    rng = np.random.default_rng(_SEED)
+    cases = []
+    for batch, time in shapes:
+        case = {}
+        for port in model.inputs:
+            shape = [
+                batch if size is None and axis == 0 else time if size is None else size
+                for axis, size in enumerate(port.shape)
+            ]
+            shape[0] = batch if port.shape[0] is None else shape[0]
+            vocabulary, padded = _vocabulary(model, port)
+            if vocabulary is not None:
+                values: Array = rng.integers(1 if vocabulary > 1 else 0, vocabulary, shape)
+                if padded and len(shape) == 2:
+                    lengths = rng.integers(1, shape[1] + 1, shape[0])
+                    values = np.where(np.arange(shape[1]) < lengths[:, np.newaxis], values, 0)
+            elif np.dtype(port.dtype).kind in "iub":
+                values = rng.integers(0, 2, shape)
+            else:
+                values = rng.standard_normal(shape)
+            case[port.name] = values
+        cases.append(case)
+    return cases
+
+
+def _vocabulary(model: Model, port: Port) -> tuple[int | None, bool]:
+    """The size of the smallest table that an input is looked up in, and whether 0 means padding."""
+    sizes, padded = [], False
+    for call in model.calls or ():
+        layer = model.layers[call.layer]
+        if port.value not in call.inputs or not isinstance(layer, OperationLayer):
+            continue
+        operation = layer.operation
+        if isinstance(operation, TimeDistributed):
+            operation = operation.inner
+        if isinstance(operation, Embedding):
+            sizes.append(layer.weights["embeddings"].shape[0])
+            padded |= operation.mask_zero
+    return (min(sizes), padded) if sizes else (None, False)
+
+
+def _elements(model: Model) -> int:
+    """Number of elements that random inputs would have at most."""
+    batch, time = _CASES[0]
+    return sum(
+        math.prod(
+            (batch if axis == 0 else time) if size is None else size for axis, size in enumerate(port.shape)
+        )
+        for port in model.inputs
+    )
+
+
+def outputs(model: Model, case: Mapping[str, Array], dtype: type[np.floating[Any]]) -> list[Array]:
+    """What a model gives for inputs by name, port by port."""
+    values = interpreter.run_values(model, case, dtype=dtype)
+    return [np.asarray(values[port.value]) for port in model.outputs]
+
+
+def _renamed(source: Model, target: Model, case: Mapping[str, Array]) -> dict[str, Array]:
+    """The same inputs under the target's names: by name where they agree, else by position."""
+    if {port.name for port in target.inputs} == set(case):
+        return dict(case)
+    named = {b.name: case[a.name] for a, b in zip(source.inputs, target.inputs, strict=False)}
+    batch = next(iter(case.values())).shape[0] if case else 1
+    for port in target.inputs[len(source.inputs) :]:  # explicit states: zeros are where the source starts
+        named[port.name] = np.zeros([batch if size is None else size for size in port.shape], port.dtype)
+    return named
+
+
+def compare(
+    runtime: str,
+    exact: Sequence[Sequence[Array]],
+    got: Sequence[Sequence[Array]],
+    allowed: Sequence[float],
+) -> WholeProof:
+    worst = relative = tolerance = 0.0
+    for expected, found, limit in zip(exact, got, allowed, strict=True):
+        shapes = [a.shape for a in expected], [a.shape for a in found]
+        difference = gap(expected, found) if shapes[0] == shapes[1] else float("inf")
+        worst = max(worst, difference)
+        relative = max(relative, difference / max(scale(expected), 1e-30) if difference else 0.0)
+        tolerance = max(tolerance, limit)
+    return WholeProof(runtime, worst, relative, tolerance)
+
+
+def _prove_large(source: Model, target: Model) -> tuple[list[WholeProof], list[str]] | None:
+    """A few steps in float32, without a copy of any weight; ``None`` where that leaves a doubt.
+
+    Both sides go through the same arithmetic, so what is not changed on the way gives the same result.
+    """
+    (case,) = random_inputs(source, (_LARGE_CASE,))
+    expected = outputs(source, case, np.float32)
+    got = outputs(target, _renamed(source, target, case), np.float32)
+    found = compare("interpreter in float32", [expected], [got], [rounding(expected, expected)])
+    if not found.proved:
+        return None
+    return [found], [
+        f"the whole model has {source.weights:,} weights and ran {_LARGE_CASE[1]} steps in float32 only "
+        "(--verify full runs it in float64, and in its own runtime)"
+    ]
+
+
+def _where_finite(expected: Sequence[Array], found: Sequence[Array]) -> list[Array]:
+    """``found`` with what is expected wherever that is not finite, shapes permitting."""
+    return [
+        np.where(np.isfinite(e), f, e) if e.shape == f.shape else f
+        for e, f in zip(expected, found, strict=True)
+    ]
+
+
+def _first_difference(source: Model, target: Model, case: Mapping[str, Array], limit: float) -> str | None:
+    """The first layer of the source whose result differs from the target's layer of the same name."""
+    left = interpreter.run_values(source, case, dtype=np.float64)
+    right = interpreter.run_values(target, _renamed(source, target, case), dtype=np.float64)
+    theirs = {call.layer: call for call in target.calls or ()}
+    for call in source.calls or ():
+        twin = theirs.get(call.layer)
+        if twin is None:
+            continue
+        for a, b in zip(call.outputs, twin.outputs, strict=False):
+            x, y = np.asarray(left[a]), np.asarray(right[b])
+            if x.shape != y.shape or gap([x], [y]) > limit:
+                return call.layer
+    return None
+
+
+def session(path: Path) -> tuple[Any, str]:
+    """An onnxruntime session and its name and release, or ``None`` and the reason."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return (
+            None,
+            "the ONNX file was not run: onnxruntime is not installed (pip install lstmconvert[runtime])",
+        )
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own undocumented classes
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return None, f"the ONNX file was not run: onnxruntime {onnxruntime.__version__} refuses it: {text}"
+    return session, f"onnxruntime {onnxruntime.__version__}"
+
+
+_ONNX_DTYPES = {
+    "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64",
+    "tensor(int32)": "int32", "tensor(int64)": "int64", "tensor(bool)": "bool", "tensor(uint8)": "uint8",
+}  # fmt: skip
+
+
+def run_onnx(session: Any, source: Model, case: Mapping[str, Array]) -> list[Array]:
+    """The outputs of an onnxruntime session for a model's inputs; states that it asks for are zeros.
+
+    Raises:
+        ConversionError: when the file lacks an input of the model.
+    """
+    declared = {i.name: i for i in session.get_inputs()}
+    feeds: dict[str, Array] = {}
+    for port in source.inputs:
+        if port.name not in declared:
+            raise ConversionError(f"the written model has no input {port.name!r}", found=", ".join(declared))
+        feeds[port.name] = case[port.name].astype(_ONNX_DTYPES[declared[port.name].type])
+    batch = next(iter(case.values())).shape[0]
+    for name, spec in declared.items():
+        if name not in feeds:  # explicit states, (directions, batch, size): zeros are where Keras starts
+            shape = [size if isinstance(size, int) else batch for size in spec.shape]
+            feeds[name] = np.zeros(shape, _ONNX_DTYPES[spec.type])
+    results = session.run([port.name for port in source.outputs], feeds)
+    return [np.asarray(result) for result in results]
