@@ -1,0 +1,66 @@
+"""Any to any, judged by the runtimes: what A computes, B computes from the converted file; and back, bit for bit.
+
+What a target cannot hold must be refused, never written; both are counted and printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lstmconvert as lc
+from tests.counting import COUNTED
+from tests.matrix import judges, judges_tensorflow
+from tests.matrix.judges import Case, Judge, cases
+
+JUDGES = (*judges.JUDGES, *judges_tensorflow.JUDGES)
+PAIRS = [(a, b, case) for a in JUDGES for b in JUDGES if a is not b for case in cases(a)]
+Record = Callable[[str, object], None]
+
+
+# What each target cannot hold. Everything else must convert.
+REFUSED = {
+    "pytorch": lambda case, source: False,  # its module spells out what its layers cannot hold
+    "onnx": lambda case, source: case.option == "projection",
+    "keras": lambda case, source: (
+        case.option in ("projection", "peephole", "clip")
+        or (case.option == "hard_sigmoid" and source == "onnx")
+    ),
+    "tensorflow1": judges_tensorflow.refused,
+}
+
+
+@pytest.mark.parametrize(("a", "b", "case"), PAIRS, ids=[f"{a.name}2{b.name}-{c}" for a, b, c in PAIRS])
+def test_b_computes_what_a_computes(
+    a: Judge, b: Judge, case: Case, tmp_path: Path, record_property: Record
+) -> None:
+    pair = f"{a.name} to {b.name}"
+    sample = a.make(case, tmp_path)
+    target = tmp_path / f"target{b.suffix}"
+    if REFUSED[b.name](case, a.name):
+        with pytest.raises(lc.NotRepresentable):
+            lc.convert(sample.path, target, to=b.name, **a.read_options(case))
+        assert not target.exists()
+        record_property(COUNTED, f"{pair} refused")
+        return
+    result = lc.convert(sample.path, target, to=b.name, **a.read_options(case))
+    assert result.proof is not None
+    assert result.proof.proved
+    y = b.run(target, sample.x, case)
+    assert y.shape == sample.y.shape
+    error = np.max(np.abs(y - sample.y)) / np.max(np.abs(sample.y))
+    assert error <= 1e-5, f"relative error {error:.3g}, seed {case.seed}"
+    record_property(COUNTED, f"{pair} agreed")
+    if case.option == "input_forget":
+        return  # a coupled gate was written out: the forget block, which nothing used, is gone
+    if b.weights_only and case.layers > 1 and case.option in ("sum", "ave", "mul"):
+        return  # how the layers follow each other is the graph's, and not in the file
+    back = tmp_path / f"back{a.suffix}"
+    lc.convert(target, back, to=a.name, **b.read_options(case))
+    original, returned = a.weights(sample.path), a.weights(back)
+    assert [w.shape for w in returned] == [w.shape for w in original]
+    assert all(x.tobytes() == y.tobytes() for x, y in zip(original, returned, strict=True))
+    record_property(COUNTED, f"{pair} and back, bit for bit")

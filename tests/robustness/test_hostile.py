@@ -1,0 +1,196 @@
+"""Configurations that were made to hurt: one plain error each, soon and in little memory, or a safe result."""
+
+from __future__ import annotations
+
+import ast
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+import lstmconvert
+from scripts import first_case
+from tests.loading import script
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FUZZ = sorted((ROOT / "tests" / "data" / "fuzz").glob("*.bin"))
+RUN = """
+import sys
+from lstmconvert import cli
+status = cli.main(sys.argv[1:])
+# Not ru_maxrss: that begins with the memory of the process that started this one.
+print("peak", next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
+sys.exit(status)
+"""
+
+
+def hostile(folder: Path, config: Any) -> Path:
+    """The first case's file with another configuration."""
+    path = first_case.write_model(folder / "model.h5", "sigmoid")
+    text = config if isinstance(config, bytes) else json.dumps(config).encode()
+    with h5py.File(path, "r+") as file:
+        del file.attrs["model_config"]
+        if len(text) < 60_000:
+            file.attrs["model_config"] = np.bytes_(text)
+        else:  # HDF5 holds large attributes outside the header
+            file.attrs["model_config"] = text.decode()
+    return path
+
+
+def layer(name: str = "lstm_1", **other: object) -> dict[str, object]:
+    config = {"name": name, "units": 3, "activation": "tanh", "recurrent_activation": "sigmoid", **other}
+    return {"class_name": "LSTM", "config": {"batch_input_shape": [None, 3, 1], **config}}
+
+
+def sequential(*layers: object) -> dict[str, object]:
+    return {"class_name": "Sequential", "config": {"name": "s", "layers": list(layers)}}
+
+
+CASES: dict[str, Any] = {
+    "deep lists": b'{"class_name": "Sequential", "config": ' + b"[" * 20_000 + b"]" * 20_000 + b"}",
+    "deep objects": b'{"class_name": "Sequential", "config": ' + b'{"a":' * 9_000 + b"1" + b"}" * 9_000 + b"}",
+    "a number of 5000 digits": b'{"class_name": "Sequential", "config": ' + b"9" * 5_000 + b"}",
+    "2^62 units": sequential(layer(units=1 << 62)),
+    "negative units": sequential(layer(units=-3)),
+    "units in words": sequential(layer(units="three")),
+    "a layer in itself": sequential({"class_name": "Bidirectional", "config": {"name": "b", "layer": sequential(layer())}}),
+    "a Lambda layer": sequential({"class_name": "Lambda", "config": {"name": "l", "function": ["4wEAAAA=", None, None]}}),
+    "a class of a module": sequential({"class_name": "system", "module": "os", "config": {"name": "rm"}}),
+    "an infinite activation": sequential(layer(activation={"class_name": "LeakyReLU", "config": {"alpha": 1e999}})),
+    "a shape of 2^60": sequential(layer(batch_input_shape=[None, 1 << 60, 1 << 60])),
+    "no layers": sequential(),
+    "layers that are no list": {"class_name": "Sequential", "config": {"layers": {"a": 1}}},
+    "null": b"null",
+    "nothing": b"",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("target", ["out.onnx", "out.safetensors"])
+def test_a_hostile_configuration_is_one_plain_error(tmp_path: Path, case: str, target: str) -> None:
+    source = hostile(tmp_path, CASES[case])
+    outcome = run(source, tmp_path / target)
+    assert outcome.status in (3, 4) or (case == "an infinite activation" and outcome.status == 0), outcome
+    if outcome.status:
+        assert outcome.error.startswith("lstmconvert: ")
+        assert not (tmp_path / target).exists()
+
+
+class Outcome:
+    """How a conversion ended."""
+
+    def __init__(self, status: int, error: str, peak: int, cpu: float) -> None:
+        self.status, self.error, self.peak, self.cpu = status, error, peak, cpu
+
+    def __repr__(self) -> str:
+        return f"status {self.status}, {self.peak} MB, {self.cpu:.1f} s: {self.error[:400]}"
+
+
+def run(source: Path, target: Path) -> Outcome:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    process = subprocess.run(
+        [sys.executable, "-c", RUN, "convert", str(source), "-o", str(target)],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert "Traceback" not in process.stderr, process.stderr
+    assert "internal error" not in process.stderr, process.stderr
+    peak = int(process.stdout.rpartition("peak")[2])
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    outcome = Outcome(process.returncode, process.stderr, peak, cpu)
+    assert peak < 200 + source.stat().st_size / 1e6, outcome
+    return outcome
+
+
+def test_a_thousand_layers_are_no_trouble(tmp_path: Path) -> None:
+    layers = [layer()] + [
+        {"class_name": "Dropout", "config": {"name": f"dropout_{n}", "rate": 0.1}} for n in range(1_000)
+    ]
+    outcome = run(hostile(tmp_path, sequential(*layers)), tmp_path / "out.safetensors")
+    assert outcome.status in (0, 3, 4), outcome
+    assert outcome.cpu < 20, outcome
+
+
+NAMES = (
+    '"); import os; os.system("touch pwned"); ("', "'''", '"""', "a\nimport os", "a\\", "#", "{0}", "%s", "class", "None",
+    "__init__", "forward", "self", "load_state_dict", "import", "\u202edrow", "\uff4c\uff53\uff54\uff4d", "\u217clstm", "1", " ", "a/b/c",
+    "a.b", "x" * 5000, "\0", "\ud7ff", "lambda: 0", "training",
+)  # fmt: skip
+ALLOWED = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef, ast.Expr, ast.Assign, ast.AnnAssign)
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_no_name_gets_into_generated_source(tmp_path: Path, name: str) -> None:
+    model = lstmconvert.read(first_case.write_model(tmp_path / "model.h5", "sigmoid"))
+    from dataclasses import replace
+
+    old = next(iter(model.recurrent))
+    layers = {
+        name if key == old else key: replace(value, name=name) if key == old else value
+        for key, value in model.layers.items()
+    }
+    calls = tuple(replace(call, layer=name) if call.layer == old else call for call in model.calls or ())
+    renamed = replace(model, layers=layers, calls=calls)
+    lstmconvert.write(renamed, tmp_path / "out.safetensors")
+    source = (tmp_path / "out.py").read_text(encoding="utf-8")
+    plain = lstmconvert.write(model, tmp_path / "plain.safetensors")
+    assert source.isascii() or not name.isascii()
+    kinds = [type(node).__name__ for node in ast.walk(ast.parse(source))]
+    expected = [type(node).__name__ for node in ast.walk(ast.parse(plain[1].read_text(encoding="utf-8")))]
+    assert sorted(kinds) == sorted(expected), source
+    imports = {
+        n.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import) for n in node.names
+    }
+    assert "os" not in imports
+
+
+def test_the_fuzzer_finds_nothing_in_a_short_run(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "fuzz", "--count", "400", "--minutes", "3", "--findings", tmp_path / "findings"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "findings: 0" in result.stdout
+
+
+def test_the_fuzzer_sees_what_should_not_happen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fuzz = script("fuzz")
+    watch = fuzz.Watch()
+    from lstmconvert import cli
+
+    def broken(arguments: list[str]) -> int:
+        raise KeyError("x")
+
+    monkeypatch.setattr(cli, "main", broken)
+    assert fuzz.run_case(tmp_path / "a", "x.h5", b"x", ["inspect"], watch) == ("traceback", "KeyError: 'x'")
+
+    def careless(arguments: list[str]) -> int:
+        subprocess.run([sys.executable, "-c", ""], check=True)
+        Path(arguments[1]).with_name("left").write_bytes(b"")
+        return 4
+
+    monkeypatch.setattr(cli, "main", careless)
+    _, wrong = fuzz.run_case(tmp_path / "b", "x.h5", b"x", ["inspect"], watch)
+    assert "subprocess.Popen" in wrong
+    assert "left left behind" in wrong
+    assert "without a message" in wrong
+
+
+def test_a_case_of_a_seed_is_always_the_same() -> None:
+    fuzz = script("fuzz")
+    files = {"a.npz": b"PK" + bytes(range(200)), "b.h5": bytes(100)}
+    assert [fuzz.make_case(files, 5, n) for n in range(50)] == [
+        fuzz.make_case(files, 5, n) for n in range(50)
+    ]
+
+
+@pytest.mark.parametrize("path", FUZZ or [None], ids=lambda p: p.name if p else "none yet")
+def test_what_the_fuzzer_found_is_mended(tmp_path: Path, path: Path | None) -> None:
+    if path is not None:
+        assert run(path, tmp_path / "out.onnx").status in (0, 3, 4)
