@@ -25,6 +25,10 @@ CONSTANT_NOTE = "moved_constant"
 """Note of a layer whose constants went into its biases: what they were, and digests of the new biases."""
 
 
+FILLED_NOTE = "filled_biases"
+"""Note of a layer with biases that are zeros only because its file's framework always has them."""
+
+
 def is_zero(block: Lazy | None) -> bool:
     """Whether a block is there and zero throughout (of either sign)."""
     return block is not None and not np.any(block.read())
@@ -64,6 +68,30 @@ def restore(layer: RecurrentLayer) -> RecurrentLayer:
         return layer.mapped(lambda direction: _restored(direction, split.get(direction.direction, {})))
     except (ValueError, AttributeError, TypeError):
         return layer  # a note that was tampered with is no note
+
+
+def restore_filled(layer: RecurrentLayer) -> RecurrentLayer:
+    """Undo ``fill_zero_biases``: biases that are still zeros are taken away again."""
+    note = layer.notes.get(FILLED_NOTE)
+    if note is None:
+        return layer
+    notes = MappingProxyType({key: text for key, text in layer.notes.items() if key != FILLED_NOTE})
+    layer = replace(layer, notes=notes)
+    try:
+        filled = {way: set(keys) for way, keys in json.loads(note).items()}
+    except (ValueError, AttributeError, TypeError):
+        return layer  # a note that was tampered with is no note
+
+    def emptied(direction: RecurrentDirection) -> RecurrentDirection:
+        named = filled.get(direction.direction, set())
+
+        def keep(key: BlockKey, block: Lazy) -> Lazy | None:
+            is_bias = key[0] in (Part.BIAS_INPUT, Part.BIAS_RECURRENT)
+            return None if is_bias and f"{key[0]}.{key[1]}" in named and is_zero(block) else block
+
+        return replace(direction, weights=direction.weights.mapped(keep))
+
+    return layer.mapped(emptied)
 
 
 def _restored(direction: RecurrentDirection, split: Mapping[str, str]) -> RecurrentDirection:

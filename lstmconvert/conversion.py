@@ -146,16 +146,14 @@ def _framework(path: Path, container: str, archive: Archive, options: ReadOption
     if options.framework is not None:
         return registry.mapping_of(options.framework)
     names = registry.frameworks() if container == "npz" else registry.frameworks_in(container)
-    by_names_alone = []
-    for name in names:
+    # A framework with a module looks at more than names, and so it is asked first.
+    for name in (name for name in names if registry.has_module(name)):
         framework = registry.mapping_of(name)
-        module = registry.module_of(framework)
-        if framework.module:
-            if module.reads(archive, container):
-                return framework
-        elif module.fits(framework, archive.tensors):
-            by_names_alone.append(framework)
-    if len(by_names_alone) == 1:
+        if registry.module_of(framework).reads(archive, container):
+            return framework
+    others = [registry.mapping_of(name) for name in names if not registry.has_module(name)]
+    by_names_alone = [f for f in others if registry.module_of(f).fits(f, archive.tensors)]
+    if by_names_alone and _mean_the_same(by_names_alone, archive, container, options):
         return by_names_alone[0]
     if by_names_alone:
         raise AmbiguousSource(
@@ -174,6 +172,19 @@ def _framework(path: Path, container: str, archive: Archive, options: ReadOption
     )
 
 
+def _mean_the_same(
+    frameworks: Sequence[MappingFile], archive: Archive, container: str, options: ReadOptions
+) -> bool:
+    """Whether frameworks read the same numbers as the same blocks of the same equations."""
+    if len(frameworks) == 1:
+        return True
+    readers = [
+        lambda a, f=framework: registry.module_of(f).read(a, container, _with_mapping(options, f))
+        for framework in frameworks
+    ]
+    return movement.same_reading(archive, readers)
+
+
 def _remembered(model: Model, archive: Archive) -> Model:
     """The model with what the file remembers about its layers, where that fits its numbers."""
     memory = provenance.fitting(provenance.loads(archive.metadata.get(provenance.KEY)), model.recurrent)
@@ -188,7 +199,8 @@ def _remembered(model: Model, archive: Archive) -> Model:
         if not isinstance(layer, RecurrentLayer):
             return layer
         merged = MappingProxyType({**layer.notes, **notes[layer.name]})
-        return bias_split.restore_constants(bias_split.restore(replace(layer, notes=merged)))
+        restored = bias_split.restore_constants(bias_split.restore(replace(layer, notes=merged)))
+        return bias_split.restore_filled(restored)
 
     return model.map_layers(restore)
 
@@ -269,6 +281,7 @@ def _plan(model: Model, target: Path, to: str | None, options: WriteOptions) -> 
     lowered, steps = lowering.lower(model, framework, keep)
     if not framework.module:
         options = replace(options, mapping=framework.path)
+        lowered = stacks.noted(lowered)
     archive: Archive = module.write(lowered, container, options)
     memory = {provenance.KEY: provenance.of_model(lowered).dumps()}
     archive = replace(archive, metadata={**archive.metadata, **memory})
@@ -581,7 +594,7 @@ def _parts(model: Model, source: Path, target: Path | None, to: str | None) -> d
     if target is None:
         if to is None:
             raise Usage("the target is neither named nor is its framework")
-        target = default_target(source, registry.mapping_of(to).suffixes[0])
+        target = default_target(source, registry.suffix_of(to))
         named = False
     else:
         named = True
@@ -596,7 +609,7 @@ def _parts(model: Model, source: Path, target: Path | None, to: str | None) -> d
         # Only a module can spell out what the framework's own layers cannot hold, and a module is wired.
         model = stacks.side_by_side(model)
     needs_topology = getattr(module, "NEEDS_TOPOLOGY", False)
-    suffix = registry.mapping_of(framework).suffixes[0]
+    suffix = registry.suffix_of(framework)
     if model.calls is not None or not needs_topology:
         return {target / default_target(source, suffix).name if folder else target: model}
     parts = stacks.split(model)

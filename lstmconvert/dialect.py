@@ -8,7 +8,7 @@ from dataclasses import fields
 from lstmconvert.activations import Activation
 from lstmconvert.canonical import BlockKey, RecurrentDirection, RecurrentLayer, Weights
 from lstmconvert.gates import Direction, Gate, Part
-from lstmconvert.layout import places
+from lstmconvert.layout import places, untied
 from lstmconvert.mapping import Dialect, Layout
 
 
@@ -27,7 +27,15 @@ def reasons(layout: Layout, layer: RecurrentLayer) -> list[str]:
             a, b = getattr(first.equations, option.name), getattr(second.equations, option.name)
             if a != b and option.name not in dialect.per_direction:
                 found.append(f"{_words(option.name)} must be the same in both directions, not {a} and {b}")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found)) or _tie_reasons(layout, layer)
+
+
+def _tie_reasons(layout: Layout, layer: RecurrentLayer) -> list[str]:
+    """Gates that share their numbers in the layout; read only where nothing else speaks against it."""
+    for direction in layer.directions:
+        if (gates := untied(layout, direction.weights)) is not None:
+            return [f"its {gates[0]} and {gates[1]} gate are one"]
+    return []
 
 
 def _equation_reasons(dialect: Dialect, direction: RecurrentDirection) -> list[str]:
@@ -75,7 +83,9 @@ def _block_reasons(layout: Layout, weights: Weights) -> list[str]:
 
 def block_keys(layout: Layout) -> frozenset[BlockKey]:
     """The blocks for which a layout has a place."""
-    return frozenset(place.key for place in places(layout, (Direction.FORWARD,)))
+    own = {place.key for place in places(layout, (Direction.FORWARD,))}
+    tied = {(part, g) for group in layout.tied for part, first in own if first == group[0] for g in group}
+    return frozenset(own | tied)
 
 
 def _words(name: str) -> str:

@@ -16,22 +16,26 @@ import numpy as np
 from lstmconvert import axes
 from lstmconvert.canonical import BlockKey, Weights
 from lstmconvert.errors import BadFile
-from lstmconvert.gates import PART_AXES, Cell, Direction, Gate, Part
+from lstmconvert.gates import GATED_PARTS, PART_AXES, Cell, Direction, Gate, Part
 from lstmconvert.mapping import BIAS_PAIR, EACH, Layout, TensorRule, operation_class
-from lstmconvert.tensors import Array, Lazy, copy_into
+from lstmconvert.tensors import Array, Lazy, copy_into, same_bits
 
 _PAIR = (Part.BIAS_INPUT, Part.BIAS_RECURRENT)
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one block lies: its direction and key, its tensor and the positions on that tensor's axes."""
+    """Where one block lies: its direction and key, its tensor and the positions on that tensor's axes.
+
+    ``also`` is a second name of the tensor, where the framework has one.
+    """
 
     direction: Direction
     key: BlockKey
     rule: TensorRule
     tensor: str
     at: Mapping[str, int]
+    also: str | None = None
 
     @property
     def group(self) -> str | None:
@@ -50,19 +54,30 @@ def places(layout: Layout, directions: tuple[Direction, ...], layer: str = "0") 
         place
         for direction_index, direction in enumerate(directions)
         for rule in layout.tensors
-        for place in _places_of_rule(layout, rule, direction, direction_index, layer)
+        for place in _places_of_rule(
+            layout, rule, direction, direction_index, layer, is_alone=len(directions) == 1
+        )
     )
 
 
 def _places_of_rule(
-    layout: Layout, rule: TensorRule, direction: Direction, direction_index: int, layer: str
+    layout: Layout,
+    rule: TensorRule,
+    direction: Direction,
+    direction_index: int,
+    layer: str,
+    *,
+    is_alone: bool,
 ) -> Iterable[Place]:
     names = rule.axes.names
     base = {"direction": direction_index} if "direction" in names else {}
 
     def place(part: Part, gate: Gate | None, at: Mapping[str, int]) -> Place:
-        tensor = _expand(rule.name, layout, gate, direction, layer)
-        return Place(direction, (part, gate), rule, tensor, MappingProxyType({**base, **at}))
+        def expand(template: str) -> str:
+            return _expand(template, layout, gate, direction, layer, is_alone=is_alone)
+
+        also = None if rule.also is None else expand(rule.also)
+        return Place(direction, (part, gate), rule, expand(rule.name), MappingProxyType({**base, **at}), also)
 
     if rule.slots:
         for index, slot in enumerate(rule.slots):
@@ -77,8 +92,19 @@ def _places_of_rule(
             yield place(part, gate, {**bias, "gate": gate_index} if "gate" in names else bias)
 
 
-def _expand(template: str, layout: Layout, gate: Gate | None, direction: Direction, layer: str) -> str:
-    holes = {"layer": layer, "direction": layout.direction_spelling.get(direction, "")}
+def _expand(
+    template: str,
+    layout: Layout,
+    gate: Gate | None,
+    direction: Direction,
+    layer: str,
+    *,
+    is_alone: bool = False,
+) -> str:
+    spelled = layout.direction_spelling.get(direction, "")
+    if is_alone and layout.alone is not None:
+        spelled = layout.alone
+    holes = {"layer": layer, "direction": spelled, "side": layout.side_spelling.get(direction, "")}
     if gate is not None:
         holes["gate"] = layout.gate_spelling.get(gate, "")
     return re.sub(r"\{(\w+)\}", lambda hole: holes[hole[1]], template)
@@ -86,7 +112,22 @@ def _expand(template: str, layout: Layout, gate: Gate | None, direction: Directi
 
 def tensor_names(layout: Layout, directions: tuple[Direction, ...], layer: str = "0") -> tuple[str, ...]:
     """The names of all tensors that the layout may use."""
-    return tuple(dict.fromkeys(place.tensor for place in places(layout, directions, layer)))
+    every = places(layout, directions, layer)
+    second = (place.also for place in every if place.also is not None)
+    return tuple(dict.fromkeys((*(place.tensor for place in every), *second)))
+
+
+def names_read(
+    layout: Layout, directions: tuple[Direction, ...], tensors: Mapping[str, Lazy], layer: str = "0"
+) -> tuple[str, ...]:
+    """The names of the tensors that ``unpack`` reads."""
+    found: dict[str, None] = {}
+    for place in places(layout, directions, layer):
+        if place.tensor in tensors:
+            found[place.tensor] = None
+        elif place.also is not None and place.also in tensors:
+            found[place.also] = None
+    return tuple(found)
 
 
 def _local_sizes(rule: TensorRule, directions: int) -> dict[str, int]:
@@ -99,7 +140,11 @@ def _present_directions(layout: Layout, tensors: Mapping[str, Lazy], layer: str)
     kernel = next(rule for rule in layout.tensors if rule.part == Part.KERNEL)
     if "{direction}" in kernel.name:
         gate = kernel.gates[0]
-        return tuple(d for d in both if _expand(kernel.name, layout, gate, d, layer) in tensors)
+        templates = [kernel.name] if kernel.also is None else [kernel.name, kernel.also]
+        present = tuple(
+            d for d in both if any(_expand(t, layout, gate, d, layer) in tensors for t in templates)
+        )
+        return present if layout.alone is None or len(present) == 2 else both[:1]
     if "direction" in kernel.axes.names:
         name = _expand(kernel.name, layout, kernel.gates[0], Direction.FORWARD, layer)
         if name in tensors:
@@ -176,6 +221,7 @@ def unpack(
     """
     directions = _present_directions(layout, tensors, layer)
     wanted = places(layout, directions or (Direction.FORWARD,), layer)
+    tensors = _under_first_names(wanted, tensors)
     _check_presence(layout, wanted, tensors)
     sizes = _sizes(wanted, tensors, len(directions))
     result: dict[Direction, dict[BlockKey, Lazy]] = {direction: {} for direction in directions}
@@ -185,7 +231,53 @@ def unpack(
             result[place.direction][place.key] = _block(
                 tensor, place, {**sizes, **_local_sizes(place.rule, len(directions))}
             )
+    for blocks in result.values():
+        for part, gate, first in _ties(layout):
+            if (part, first) in blocks:
+                blocks[part, gate] = blocks[part, first]  # the same one: it is moved once
     return result
+
+
+def _ties(layout: Layout) -> Iterable[tuple[Part, Gate, Gate]]:
+    """Every gated part of every gate that shares its numbers, and the gate that has them."""
+    for group in layout.tied:
+        for gate in group[1:]:
+            for part in GATED_PARTS:
+                yield part, gate, group[0]
+
+
+def untied(layout: Layout, weights: Weights) -> tuple[Gate, Gate] | None:
+    """Two gates that share their numbers in this layout and have different ones in ``weights``."""
+    for part, gate, first in _ties(layout):
+        a, b = weights.get((part, first)), weights.get((part, gate))
+        if a is b:
+            continue
+        if a is None or b is None or not same_bits(a.read(), b.read()):
+            return first, gate
+    return None
+
+
+def _under_first_names(wanted: tuple[Place, ...], tensors: Mapping[str, Lazy]) -> Mapping[str, Lazy]:
+    """The tensors, those that have only their second name also under the first.
+
+    Raises:
+        BadFile: when the tensors of two such names cannot be one.
+    """
+    found: dict[str, Lazy] = {}
+    for place in wanted:
+        second = None if place.also is None else tensors.get(place.also)
+        if second is None:
+            continue
+        first = tensors.get(place.tensor)
+        if first is None:
+            found[place.tensor] = second
+        elif (first.shape, first.dtype) != (second.shape, second.dtype):
+            raise BadFile(
+                f"{place.tensor!r} and {place.also!r} are names of one tensor, but differ",
+                place=place.also,
+                found=f"{first.dtype} {first.shape} and {second.dtype} {second.shape}",
+            )
+    return {**tensors, **found} if found else tensors
 
 
 def _block(tensor: Lazy, place: Place, sizes: Mapping[str, int]) -> Lazy:
@@ -225,15 +317,23 @@ def pack(layout: Layout, directions: Mapping[Direction, Weights], layer: str = "
     wanted = places(layout, tuple(directions), layer)
     for direction, weights in directions.items():
         held = {place.key for place in wanted if place.direction is direction}
+        shared = {(part, gate) for part, gate, _ in _ties(layout)}
+        if (differing := untied(layout, weights)) is not None:
+            raise ValueError(f"layout {layout.name!r} has one block for {' and '.join(differing)}")
         for key in weights:
-            if key not in held:
+            if key not in held and key not in shared:
                 raise ValueError(f"layout {layout.name!r} has no place for {key[0]} {key[1] or ''}".rstrip())
     written = {p.group for p in wanted if p.group is None or p.key in directions[p.direction]}
     by_tensor: dict[str, list[Place]] = {}
     for place in wanted:
         if place.group in written:
             by_tensor.setdefault(place.tensor, []).append(place)
-    return {name: _tensor(held, directions) for name, held in by_tensor.items()}
+    result = {}
+    for name, at in by_tensor.items():
+        result[name] = _tensor(at, directions)
+        if at[0].also is not None:
+            result[at[0].also] = result[name]
+    return result
 
 
 def _tensor(held: list[Place], directions: Mapping[Direction, Weights]) -> Lazy:
@@ -272,21 +372,60 @@ class Found:
 
 
 def find(layout: Layout, names: Iterable[str]) -> tuple[Found, ...]:
-    """Where tensors of this layout stand among ``names``: every prefix and layer number that has a kernel."""
+    """Where tensors of this layout stand among ``names``: every prefix and layer number that has a kernel.
+
+    Where the layout has a ``scope``, the prefix ends with it.
+    """
     kernel = next(rule for rule in layout.tensors if rule.part == Part.KERNEL)
+    gate = kernel.gates[0] if kernel.gates else None
+    scope = rf"(?:.*[^A-Za-z0-9_])?{re.escape(layout.scope)}(?:_\d+)?[^A-Za-z0-9_]" if layout.scope else ".*?"
+    held = dict.fromkeys(names)
+    found: dict[tuple[str, str], set[str]] = {}
+    for template in (kernel.name, kernel.also):
+        if template is not None:
+            regex = re.compile(rf"(?P<prefix>{scope})(?<![A-Za-z0-9])" + _pattern(template, layout))
+            for name in held:
+                if match := regex.fullmatch(name):
+                    parts = match.groupdict()
+                    ways = found.setdefault((match["prefix"], parts.get("layer") or "0"), set())
+                    ways.add(parts.get("direction") or "")
+    places: dict[tuple[str, str], None] = {}
+    for (prefix, layer), ways in found.items():
+        pair = [prefix + _expand(kernel.name, layout, gate, d, layer) for d in Direction]
+        lonely = layout.alone is not None and layout.alone not in ways and not all(n in held for n in pair)
+        if lonely and kernel.name.startswith("{direction}"):
+            # A module that is called like one of a pair, and is none.
+            for way in ways:
+                places[prefix + way.removesuffix(layout.alone or ""), layer] = None
+        else:
+            places[prefix, layer] = None
+    return tuple(Found(layout, prefix, layer) for prefix, layer in places)
+
+
+def kernels(found: Found) -> frozenset[str]:
+    """The full names that the kernels of a found layer may have."""
+    both = (Direction.FORWARD, Direction.REVERSE)
+    own = [p for ways in (both[:1], both) for p in places(found.layout, ways, found.layer)]
+    names = {n for p in own if p.key[0] is Part.KERNEL for n in (p.tensor, p.also) if n is not None}
+    return frozenset(found.prefix + name for name in names)
+
+
+def _pattern(template: str, layout: Layout) -> str:
+    """A regular expression for the names that a template stands for."""
+
+    def either(texts: Iterable[str]) -> str:
+        # The longest first: the empty text fits everywhere.
+        return "|".join(re.escape(text) for text in sorted(set(texts), key=len, reverse=True))
+
+    ways = [*layout.direction_spelling.values(), *([] if layout.alone is None else [layout.alone])]
     spelled = {
         "layer": r"(?P<layer>\d+)",
-        "gate": "(?:" + "|".join(re.escape(s) for s in layout.gate_spelling.values()) + ")",
-        "direction": "(?:" + "|".join(re.escape(s) for s in layout.direction_spelling.values()) + ")",
+        "gate": f"(?:{either(layout.gate_spelling.values())})",
+        "direction": f"(?P<direction>{either(ways)})",
+        "side": f"(?:{either(layout.side_spelling.values())})",
     }
-    pieces = re.split(r"\{(\w+)\}", kernel.name)
-    pattern = "".join(spelled[piece] if n % 2 else re.escape(piece) for n, piece in enumerate(pieces))
-    regex = re.compile(r"(?P<prefix>.*?)(?<![A-Za-z0-9])" + pattern)
-    found: dict[tuple[str, str], None] = {}
-    for name in names:
-        if match := regex.fullmatch(name):
-            found[match["prefix"], match.groupdict().get("layer") or "0"] = None
-    return tuple(Found(layout, prefix, layer) for prefix, layer in found)
+    pieces = re.split(r"\{(\w+)\}", template)
+    return "".join(spelled[piece] if n % 2 else re.escape(piece) for n, piece in enumerate(pieces))
 
 
 def unpack_operation(

@@ -28,7 +28,8 @@ from lstmconvert.canonical import (
 )
 from lstmconvert.dialect import block_keys, reasons, spell
 from lstmconvert.errors import NotRepresentable
-from lstmconvert.gates import GATES, Cell, Gate, Part
+from lstmconvert.gates import GATES, Cell, Direction, Gate, Part
+from lstmconvert.layout import places
 from lstmconvert.mapping import Layout, MappingFile
 from lstmconvert.model import Layer, Model
 from lstmconvert.tensors import Lazy, same_bits
@@ -167,12 +168,33 @@ def _refusal(
     )
 
 
+def refuse_initial_states(layer: RecurrentLayer, mapping: MappingFile) -> None:
+    """For targets that have no place for a trained initial state.
+
+    Raises:
+        NotRepresentable: when the layer has one.
+    """
+    if any(d.weights.has(Part.INITIAL_HIDDEN) or d.weights.has(Part.INITIAL_CELL) for d in layer.directions):
+        raise NotRepresentable(
+            f"{mapping.title} keeps no trained initial state with a layer", place=f"layer {layer.name!r}"
+        )
+
+
 # Rewrites.
 
 
 def _rewritten(layer: RecurrentLayer, layout: Layout) -> _Attempt:
     attempt = _Attempt(layer)
-    for rule in (_turn_update_gate, _uncouple, _drop_clips, _drop_zero_peepholes, _move_constants, _one_bias):
+    rules = (
+        _turn_update_gate,
+        _uncouple,
+        _drop_clips,
+        _drop_zero_peepholes,
+        _move_constants,
+        _one_bias,
+        _fill_biases,
+    )
+    for rule in rules:
         attempt = rule(attempt, layout)
     return attempt
 
@@ -425,6 +447,34 @@ def _swap_bias(attempt: _Attempt, gates: set[Gate | None]) -> _Attempt:
     if any(_multiplied(d, gate) for d in attempt.layer.directions for gate in gates):
         return attempt
     return attempt.done("move_bias", "the input bias became the recurrent bias", swap)
+
+
+def _fill_biases(attempt: _Attempt, layout: Layout) -> _Attempt:
+    """A bias that the target always has and the layer lacks is zeros, and remembered as such."""
+    tied = {group[0]: group for group in layout.tied}
+    always = [
+        (place.key[0], gate)
+        for place in places(layout, (Direction.FORWARD,))
+        if place.rule.optional is None and place.key[0] in (Part.BIAS_INPUT, Part.BIAS_RECURRENT)
+        if place.key[1] is not None
+        for gate in tied.get(place.key[1], (place.key[1],))
+    ]
+    lacking = {
+        str(d.direction): [f"{part}.{gate}" for part, gate in always if (part, gate) not in d.weights]
+        for d in attempt.layer.directions
+    }
+    if not any(lacking.values()):
+        return attempt
+
+    def fill(direction: RecurrentDirection) -> RecurrentDirection:
+        weights = direction.weights
+        zeros = Lazy.of(np.zeros(weights.hidden_size, weights.dtype))
+        blocks: dict[BlockKey, Lazy] = {key: zeros for key in always if key not in weights}
+        return replace(direction, weights=weights.with_blocks(blocks))
+
+    result = attempt.done("fill_zero_biases", "biases that the target always has were written as zeros", fill)
+    notes = MappingProxyType({**result.layer.notes, bias_split.FILLED_NOTE: json.dumps(lacking)})
+    return replace(result, layer=replace(result.layer, notes=notes))
 
 
 def _multiplied(direction: RecurrentDirection, gate: Gate | None) -> bool:

@@ -6,16 +6,25 @@ The language is described in docs form at the top of each table below:
 ``[framework]``
     ``name``, ``title``, ``releases``, ``checked``, ``verified`` (``runtime`` or ``documented``),
     ``documentation``, ``module`` (the Python module that reads names and configuration; left out for
-    plain named tensors), ``containers``, ``suffixes``.
+    plain named tensors), ``containers``, ``suffixes``; ``separators`` are the characters that may stand
+    for the ``/`` of names in this file, the one that is written first; ``detect = false`` where the names
+    are too common to tell the framework, which then has to be named.
 ``[layout.NAME]``
     One way to store one cell (``cell``, ``gates`` in stored order) or one neighbour (``operation``);
-    ``classes`` are the source's names for it; ``reads_only`` layouts are never written.
+    ``classes`` are the source's names for it; ``reads_only`` layouts are never written. ``scope`` is the
+    name that the framework gives such a module by default, ``_1``, ``_2``, ... behind it for further ones:
+    without it names as common as ``linear/w`` are not taken for this layout. ``tied`` lists groups of
+    gates that share all their numbers: only the first one of a group has tensors.
 ``[layout.NAME.spelling]``
-    How ``gate`` and ``direction`` are spelled inside tensor names.
+    How ``gate`` and ``direction`` are spelled inside tensor names. ``direction.alone`` is how a direction
+    is spelled that has no other beside it (as ``forward`` if left out). ``side`` is a second way to spell
+    the direction, for names in ``also``.
 ``[layout.NAME.tensors]``
-    Canonical part (or ``bias``, the pair of both biases) = ``{ name, axes, gates?, slots?, optional? }``
-    or a list of such. Names may hold ``{gate}``, ``{direction}`` and ``{layer}``. ``optional`` names a
-    group of tensors that are present or absent together, or is ``"each"``.
+    Canonical part (or ``bias``, the pair of both biases) =
+    ``{ name, axes, gates?, slots?, optional?, also? }`` or a list of such. Names may hold ``{gate}``,
+    ``{direction}`` (or ``{side}``) and ``{layer}``. ``optional`` names a group of tensors that are present
+    or absent together, or is ``"each"``. ``also`` is another name of the same tensor: either is read, both
+    are written.
 ``[layout.NAME.equations]``
     Options that are fixed in this framework.
 ``[layout.NAME.accepts]``
@@ -30,7 +39,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -50,7 +59,8 @@ EACH = "each"
 """Value of ``optional`` for tensors that are present or absent one by one."""
 ANY = "any"
 """Value of an activation in ``accepts`` that stands for every kind with any parameters."""
-_HOLES = ("gate", "direction", "layer")
+_ALONE = "alone"
+_HOLES = ("gate", "direction", "side", "layer")
 _CELL_AXES = ("input", "hidden", "recurrent", "projected", "direction", "gate", "bias", "slot", "layer")
 _CLIPS = ("preactivation_clip", "cell_clip", "projection_clip")
 
@@ -74,6 +84,7 @@ class TensorRule:
         gates: the gates that it holds, in stored order.
         slots: meaning of the positions on the ``slot`` axis.
         optional: group of tensors that are present or absent together, or ``None`` if always there.
+        also: template of a second name that the same tensor has in the framework's files.
     """
 
     part: str
@@ -82,6 +93,7 @@ class TensorRule:
     gates: tuple[Gate, ...] = ()
     slots: tuple[Slot, ...] = ()
     optional: str | None = None
+    also: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +150,9 @@ class Dialect:
 class Layout:
     """One way in which a framework stores one cell or one neighbour.
 
-    ``cell`` is ``None`` for a neighbour, ``operation`` is ``""`` for a cell.
+    ``cell`` is ``None`` for a neighbour, ``operation`` is ``""`` for a cell. ``alone`` is how a direction is
+    spelled that has no other beside it, ``None`` if as always; ``scope`` is the name that such a module has
+    by default, ``""`` if its own names tell it; of the gates of a ``tied`` group only the first has tensors.
     """
 
     name: str
@@ -151,11 +165,37 @@ class Layout:
     tensors: tuple[TensorRule, ...]
     dialect: Dialect
     reads_only: bool = False
+    side_spelling: Mapping[Direction, str] = field(default_factory=lambda: MappingProxyType({}))
+    alone: str | None = None
+    scope: str = ""
+    tied: tuple[tuple[Gate, ...], ...] = ()
+
+    def respelled(self, separator: str) -> Layout:
+        """The same layout with another character for the ``/`` in its names."""
+        if separator == "/":
+            return self
+
+        def spell(text: str) -> str:
+            return text.replace("/", separator)
+
+        rules = tuple(
+            replace(rule, name=spell(rule.name), also=None if rule.also is None else spell(rule.also))
+            for rule in self.tensors
+        )
+        return replace(
+            self,
+            tensors=rules,
+            direction_spelling=MappingProxyType({d: spell(t) for d, t in self.direction_spelling.items()}),
+            alone=None if self.alone is None else spell(self.alone),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class MappingFile:
-    """A framework as its mapping file describes it."""
+    """A framework as its mapping file describes it.
+
+    ``detect`` says whether its names alone tell it; ``separators`` are what may stand for ``/`` in them.
+    """
 
     name: str
     title: str
@@ -168,6 +208,8 @@ class MappingFile:
     suffixes: tuple[str, ...]
     layouts: Mapping[str, Layout]
     path: Path
+    separators: tuple[str, ...] = ()
+    detect: bool = True
 
     def of_class(self, class_name: str) -> tuple[Layout, ...]:
         """The layouts of a class or operator of the framework."""
@@ -287,6 +329,11 @@ class _Reader:
             return ()
         return tuple(value)
 
+    def flag(self, value: Any, path: str) -> bool:
+        if not isinstance(value, bool):
+            self.fault(path, f"found {value!r}, expected true or false")
+        return value is True
+
     def choice(self, value: Any, path: str, known: Sequence[str]) -> str | None:
         if value not in known:
             near = difflib.get_close_matches(str(value), known, 1)
@@ -314,10 +361,16 @@ class _Reader:
             "module",
             "containers",
             "suffixes",
+            "separators",
+            "detect",
         )
         head = self.keys(top.get("framework", {}), "framework", known, ("name",))
         values = {key: self.text(head[key], f"framework.{key}") for key in known[:7] if key in head}
-        lists = {key: self.texts(head[key], f"framework.{key}") for key in known[7:] if key in head}
+        lists = {key: self.texts(head[key], f"framework.{key}") for key in known[7:10] if key in head}
+        separators = lists.get("separators", ())
+        if any(len(item) != 1 or item.isalnum() for item in separators):
+            self.fault("framework.separators", f"found {list(separators)!r}, expected signs of one character")
+            separators = ()
         if (verified := values.get("verified")) is not None:
             self.choice(verified, "framework.verified", ("runtime", "documented", "user"))
         sets = {
@@ -347,6 +400,8 @@ class _Reader:
             suffixes=lists.get("suffixes", ()),
             layouts=MappingProxyType(layouts),
             path=path,
+            separators=separators,
+            detect=self.flag(head.get("detect", True), "framework.detect"),
         )
 
     def layout(
@@ -363,17 +418,17 @@ class _Reader:
             "equations",
             "accepts",
             "reads_only",
+            "scope",
+            "tied",
         )
         values = self.keys(table, path, known, ("tensors",))
         if ("cell" in values) == ("operation" in values):
             self.fault(path, "needs either 'cell' or 'operation'")
             return None
         classes = self.texts(values.get("classes", []), f"{path}.classes")
-        reads_only = values.get("reads_only", False)
-        if not isinstance(reads_only, bool):
-            self.fault(f"{path}.reads_only", f"found {reads_only!r}, expected true or false")
+        reads_only = self.flag(values.get("reads_only", False), f"{path}.reads_only")
         if "operation" in values:
-            return self.operation_layout(name, path, values, classes, bool(reads_only))
+            return self.operation_layout(name, path, values, classes, reads_only)
         chosen = self.choice(values["cell"], f"{path}.cell", [str(c) for c in Cell])
         if chosen is None:
             return None
@@ -384,27 +439,49 @@ class _Reader:
                 f"{path}.gates",
                 f"found {', '.join(gates)}, expected every gate of {cell}: {', '.join(GATES[cell])}",
             )
-        spelling = self.keys(values.get("spelling", {}), f"{path}.spelling", ("gate", "direction"))
+        spelling = self.keys(values.get("spelling", {}), f"{path}.spelling", ("gate", "direction", "side"))
         gate_spelling = {
             Gate(k): self.text(v, f"{path}.spelling.gate.{k}")
             for k, v in self.keys(
                 spelling.get("gate", {}), f"{path}.spelling.gate", tuple(str(g) for g in GATES[cell])
             ).items()
         }
-        direction_spelling = {
-            Direction(k): self.text(v, f"{path}.spelling.direction.{k}")
-            for k, v in self.keys(
-                spelling.get("direction", {}), f"{path}.spelling.direction", tuple(str(d) for d in Direction)
-            ).items()
+        ways = tuple(str(d) for d in Direction)
+        at = f"{path}.spelling.direction"
+        said = self.keys(spelling.get("direction", {}), at, (*ways, _ALONE))
+        spelled = {k: self.text(v, f"{at}.{k}") for k, v in said.items()}
+        alone = spelled.pop(_ALONE, None)
+        direction_spelling = {Direction(k): v for k, v in spelled.items()}
+        at = f"{path}.spelling.side"
+        side_spelling = {
+            Direction(k): self.text(v, f"{at}.{k}")
+            for k, v in self.keys(spelling.get("side", {}), at, ways).items()
         }
         rules = self.rules(values.get("tensors", {}), f"{path}.tensors", cell, gates)
         for rule in rules:
-            self.holes(rule, f"{path}.tensors.{rule.part}", gate_spelling, direction_spelling)
+            at = f"{path}.tensors.{rule.part}"
+            for template in (rule.name, rule.also or ""):
+                self.holes(template, rule, at, gate_spelling, direction_spelling, side_spelling)
+        tied = self.tied(values.get("tied", []), f"{path}.tied", GATES[cell], rules)
         return Layout(
             name, cell, "", classes, gates,
             MappingProxyType(gate_spelling), MappingProxyType(direction_spelling),
-            rules, self.dialect(values, path, cell, sets), bool(reads_only),
+            rules, self.dialect(values, path, cell, sets), reads_only,
+            MappingProxyType(side_spelling), alone, self.text(values.get("scope", ""), f"{path}.scope"), tied,
         )  # fmt: skip
+
+    def tied(
+        self, value: Any, path: str, known: Sequence[Gate], rules: Sequence[TensorRule]
+    ) -> tuple[tuple[Gate, ...], ...]:
+        """Groups of gates that share their numbers; only the first gate of each has tensors."""
+        groups = tuple(self.gates(group, path, known) for group in (value if isinstance(value, list) else []))
+        if not isinstance(value, list) or any(len(group) < 2 for group in groups):
+            self.fault(path, f"found {value!r}, expected a list of lists of two or more gates")
+        followers = {gate for group in groups for gate in group[1:]}
+        for rule in rules:
+            if own := [gate for gate in rule.gates if gate in followers]:
+                self.fault(path, f"{own[0]} shares the numbers of another gate, but {rule.name!r} is its own")
+        return groups
 
     def operation_layout(
         self, name: str, path: str, values: Mapping[str, Any], classes: tuple[str, ...], reads_only: bool
@@ -471,7 +548,8 @@ class _Reader:
     def rule(
         self, part: str, entry: Any, path: str, cell: Cell, gates: tuple[Gate, ...]
     ) -> TensorRule | None:
-        entry = self.keys(entry, path, ("name", "axes", "gates", "slots", "optional"), ("name", "axes"))
+        known = ("name", "axes", "gates", "slots", "optional", "also")
+        entry = self.keys(entry, path, known, ("name", "axes"))
         axes = self.axes(entry.get("axes"), path, _CELL_AXES)
         if axes is None:
             return None
@@ -491,7 +569,9 @@ class _Reader:
         name = self.text(entry.get("name", ""), path)
         self.check_axes(part, axes, name, tuple(slots), path)
         gated = part == BIAS_PAIR or part in GATED_PARTS
-        return TensorRule(part, name, axes, held if gated else (), tuple(slots), self.optional(entry, path))
+        also = self.text(entry["also"], path) if "also" in entry else None
+        held = held if gated else ()
+        return TensorRule(part, name, axes, held, tuple(slots), self.optional(entry, path), also)
 
     def check_axes(self, part: str, axes: Axes, name: str, slots: tuple[Slot, ...], path: str) -> None:
         """A tensor has exactly the axes of its part; gate, bias and slot are on an axis or in the name."""
@@ -519,17 +599,25 @@ class _Reader:
             self.fault(path, "an axis 'slot' needs a list 'slots', and the other way round")
 
     def holes(
-        self, rule: TensorRule, path: str, gates: Mapping[Gate, str], directions: Mapping[Direction, str]
+        self,
+        template: str,
+        rule: TensorRule,
+        path: str,
+        gates: Mapping[Gate, str],
+        directions: Mapping[Direction, str],
+        sides: Mapping[Direction, str],
     ) -> None:
-        for hole in re.findall(r"\{([^}]*)\}", rule.name):
+        for hole in re.findall(r"\{([^}]*)\}", template):
             if hole not in _HOLES:
                 self.fault(
-                    path, f"name {rule.name!r} has the hole {{{hole}}}, expected one of {', '.join(_HOLES)}"
+                    path, f"name {template!r} has the hole {{{hole}}}, expected one of {', '.join(_HOLES)}"
                 )
             if hole == "gate" and (missing := [g for g in rule.gates if g not in gates]):
                 self.fault(path, f"spelling.gate does not say how {missing[0]!r} is spelled")
             if hole == "direction" and len(directions) != len(Direction):
                 self.fault(path, "spelling.direction must say how forward and reverse are spelled")
+            if hole == "side" and len(sides) != len(Direction):
+                self.fault(path, "spelling.side must say how forward and reverse are spelled")
 
     # What the equations can express.
 

@@ -18,7 +18,7 @@ from lstmconvert.canonical import RecurrentLayer, Weights
 from lstmconvert.containers import Archive
 from lstmconvert.errors import ConversionError
 from lstmconvert.model import Layer, Model
-from lstmconvert.tensors import Array, Lazy
+from lstmconvert.tensors import Array, Lazy, same_bits
 
 _FAILURES = (ConversionError, ValueError, TypeError, KeyError, IndexError, AssertionError)
 
@@ -196,10 +196,14 @@ def _of_source(archive: Archive, tensors: Mapping[str, Lazy], read: Callable[[Ar
             dict(_blocks(replace(m, layers={name: m.layers[name]}, calls=None, inputs=(), outputs=())))
             for m in models
         ]
-        for place in own[0]:
+        shared: set[int] = set()
+        for place, block in own[0].items():
             if any(place not in blocks for blocks in own):
                 computed = True
                 break
+            if id(block) in shared:
+                continue  # gates that share their numbers have one block
+            shared.add(id(block))
             index = numbering.indices([blocks[place].read() for blocks in own]).ravel()
             if index.min(initial=0) < 0:
                 computed = True
@@ -308,6 +312,35 @@ def _in_order(model: Model, target: Model) -> Iterator[tuple[_Place, Lazy]]:
         renamed = {name: name for name in target.recurrent}
     for (name, block_name), block in _blocks(target):
         yield (renamed.get(name, name), block_name), block
+
+
+def same_reading(archive: Archive, readers: Sequence[Callable[[Archive], Model]]) -> bool:
+    """Whether several ways to read a file make the same blocks and equations of the same numbers."""
+    tensors = {name: tensor for name, tensor in archive.tensors.items() if _followed(tensor)}
+    numbering = _numbering(list(tensors.values()))
+    if numbering is None:
+        return False
+    starts = [int(n) for n in np.cumsum([0, *(t.size for t in tensors.values())])]
+    for digit in range(numbering.digits):
+        indexed = {n: numbering.lazy(t, starts[k], digit) for k, (n, t) in enumerate(tensors.items())}
+        changed = replace(archive, tensors={**archive.tensors, **indexed})
+        try:
+            models = [read(changed) for read in readers]
+        except _FAILURES:
+            return False
+        first = models[0]
+        for other in models[1:]:
+            if list(other.recurrent) != list(first.recurrent):
+                return False
+            for a, b in zip(first.recurrent.values(), other.recurrent.values(), strict=True):
+                if [d.equations for d in a.directions] != [d.equations for d in b.directions]:
+                    return False
+            mine, theirs = dict(_blocks(first)), dict(_blocks(other))
+            if mine.keys() != theirs.keys():
+                return False
+            if not all(same_bits(block.read(), theirs[place].read()) for place, block in mine.items()):
+                return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,8 @@ _CONTAINERS = (
         (".pt", ".pth", ".bin", ".ckpt", ".jit"),
         (_ZIP, b"\x80", b"\x8a"),
     ),
+    # Before npz: it begins with an array as well.
+    ContainerEntry("eqx", "lstmconvert.containers.eqx", "Equinox leaves", (".eqx",), (b"\x93NUMPY", b"{")),
     ContainerEntry(
         "npz", "lstmconvert.containers.npz", "NumPy archive", (".npz", ".npy"), (_ZIP, b"\x93NUMPY")
     ),
@@ -62,6 +64,19 @@ _CONTAINERS = (
     ),
     ContainerEntry(
         "tensor_bundle", "lstmconvert.containers.tensor_bundle", "TensorFlow checkpoint", (".index",), (b"",)
+    ),
+    ContainerEntry(
+        "pickle",
+        "lstmconvert.containers.pickle",
+        "pickled arrays",
+        (".pkl", ".pickle", ".pdparams"),
+        (b"\x80",),
+    ),
+    ContainerEntry("msgpack", "lstmconvert.containers.msgpack", "MessagePack", (".msgpack",), (b"",)),
+    ContainerEntry("orbax", "lstmconvert.containers.orbax", "Orbax checkpoint", (), (b"",), writes=False),
+    ContainerEntry("mat", "lstmconvert.containers.mat", "MATLAB file", (".mat",), (b"MATLAB",), writes=False),
+    ContainerEntry(
+        "npy_folder", "lstmconvert.containers.npy_folder", "folder of .npy files", (), (b"",), writes=False
     ),
     ContainerEntry("onnx_file", "lstmconvert.containers.onnx_file", "ONNX", (".onnx",), (b"",)),
 )
@@ -155,6 +170,19 @@ def mapping_of(name: str) -> MappingFile:
     raise Usage(f"no framework is called {name!r}", expected=f"one of {', '.join(frameworks())}")
 
 
+def has_module(name: str) -> bool:
+    """Whether a framework has a module of its own; without one it is nothing but named tensors."""
+    head = _heads().get(name)
+    return bool(mapping_of(name).module if head is None else head.get("module"))
+
+
+def suffix_of(name: str) -> str:
+    """The suffix that a framework's files are given where nobody says another."""
+    framework = mapping_of(name)
+    known = [*framework.suffixes, *(s for c in framework.containers for s in containers()[c].suffixes)]
+    return known[0] if known else ".npz"
+
+
 def module_of(framework: MappingFile) -> ModuleType:
     """The module that reads and writes a framework's names and configuration."""
     return importlib.import_module(framework.module or NAMED_TENSORS)
@@ -184,7 +212,9 @@ def target_of(path: Path, framework: str | None) -> tuple[str, str]:
     by_suffix = [(entry, s) for entry in _CONTAINERS for s in entry.suffixes if name.endswith(s)]
     fitting = max(by_suffix, key=lambda found: len(found[1]), default=None)
     if framework is None:
-        for candidate, head in _heads().items():
+        # Of several frameworks with one suffix it stands for the one that has a module of its own.
+        for candidate in sorted(_heads(), key=lambda name: not has_module(name)):
+            head = _heads()[candidate]
             if any(name.endswith(suffix) for suffix in _list(head, "suffixes")):
                 framework = candidate
                 break

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
+from types import MappingProxyType
 
-from lstmconvert.canonical import RecurrentLayer, Returns
-from lstmconvert.model import Call, Model, Port
+from lstmconvert.canonical import Merge, RecurrentLayer, Returns, ReverseOutput
+from lstmconvert.model import Call, Layer, Model, Port
 
 STACK = "stack"
 """Note of a layer that was stored as one of a stack: the stack's name."""
@@ -33,6 +35,52 @@ def side_by_side(model: Model) -> Model:
         tuple(port for chain in chains for port in chain.outputs),
         framework=model.framework,
         metadata=model.metadata,
+    )
+
+
+def noted(model: Model) -> Model:
+    """A wired model whose layers remember, in a file without wiring, which of them follow each other.
+
+    Layers make a stack where each is called once and gives its whole sequence, the outputs of two
+    directions side by side, to the next one and to nothing else.
+    """
+    if model.calls is None:
+        return model
+    calls = Counter(call.layer for call in model.calls)
+    uses = Counter(value for call in model.calls for value in (*call.inputs, *call.initial_state))
+    uses.update(port.value for port in model.outputs)
+    takers = {call.inputs[0]: call for call in model.calls if len(call.inputs) == 1}
+    followers: dict[str, str] = {}
+    for call in model.calls:
+        taker = takers.get(call.outputs[0]) if call.outputs else None
+        if taker is None or taker.initial_state or uses[call.outputs[0]] != 1:
+            continue
+        once = all(name in model.recurrent and calls[name] == 1 for name in (call.layer, taker.layer))
+        if once and _gives_on(model.recurrent[call.layer]):
+            followers[call.layer] = taker.layer
+    stacks: dict[str, str] = {}
+    for first in followers:
+        if first not in followers.values():
+            name: str | None = first
+            while name is not None:
+                stacks[name] = first
+                name = followers.get(name)
+
+    def note(layer: Layer) -> Layer:
+        if not isinstance(layer, RecurrentLayer) or layer.name not in stacks:
+            return layer
+        return replace(layer, notes=MappingProxyType({**layer.notes, STACK: stacks[layer.name]}))
+
+    return model.map_layers(note)
+
+
+def _gives_on(layer: RecurrentLayer) -> bool:
+    """Whether what a layer gives is what the next layer of a stack takes."""
+    sequence = layer.sequence
+    return (
+        sequence.merge is Merge.CONCAT
+        and sequence.returns is Returns.SEQUENCE
+        and sequence.reverse_output is ReverseOutput.INPUT_ORDER
     )
 
 

@@ -6,8 +6,12 @@ code of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from itertools import pairwise
+from types import MappingProxyType
 
 from lstmconvert import layout as layouts
 from lstmconvert import lowering, mapping, provenance
@@ -20,6 +24,7 @@ from lstmconvert.canonical import (
     Equations,
     GruEquations,
     LstmEquations,
+    Merge,
     RecurrentDirection,
     RecurrentLayer,
     RnnEquations,
@@ -27,16 +32,22 @@ from lstmconvert.canonical import (
     Weights,
 )
 from lstmconvert.containers import Archive
-from lstmconvert.errors import AmbiguousSource, BadFile, UnsupportedSource, Usage
-from lstmconvert.gates import Cell
+from lstmconvert.dialect import reasons
+from lstmconvert.errors import AmbiguousSource, BadFile, NotRepresentable, UnsupportedSource, Usage
+from lstmconvert.gates import Cell, Direction
 from lstmconvert.layout import Found
 from lstmconvert.mapping import ActivationPattern, Layout, MappingFile
-from lstmconvert.model import Model
+from lstmconvert.model import Layer, Model, OperationLayer
 from lstmconvert.options import ReadOptions, WriteOptions
-from lstmconvert.provenance import LayerRecord
+from lstmconvert.provenance import LayerRecord, Provenance
+from lstmconvert.stacks import STACK
 from lstmconvert.tensors import Lazy
 
 NAME = "named_tensors"
+_INNER = ("cell_activation", "hidden_activation", "candidate_activation")
+_MOST_LISTED = 1000
+_BESIDE = re.compile(r"(?:^|[/.])(?:opt_state|optimizer(?:_state(?:_dict)?)?|optim)[/.]")
+"""Slots of an optimizer have the names of the weights behind its own."""
 
 
 def reads(archive: Archive, container: str) -> bool:  # noqa: ARG001 - the interface of a framework
@@ -52,22 +63,31 @@ def read(archive: Archive, container: str, options: ReadOptions) -> Model:  # no
         AmbiguousSource: when the mapping file leaves an option open that nothing else says.
     """
     described = _mapping(options)
-    memory = provenance.loads(archive.metadata.get(provenance.KEY))
-    remembered = {record.name: record for record in memory.layers} if memory is not None else {}
-    layers: dict[str, RecurrentLayer] = {}
-    for found in _found(described, archive.tensors):
-        layer = _read_layer(found, archive.tensors, options, remembered, layers)
-        layers[layer.name] = layer
-    if not layers:
-        names = list(archive.tensors)
+    tensors = {name: t for name, t in archive.tensors.items() if not _BESIDE.search(name)}
+    found = _found(described, tensors)
+    if not found:
         raise UnsupportedSource(
             f"no tensor has a name of the mapping file {described.path.name}",
-            found=", ".join(names[:8]) or "no tensors",
+            found=", ".join(list(tensors)[:8]) or "no tensors",
             expected=", ".join(rule.name for la in described.layouts.values() for rule in la.tensors)[:200],
         )
-    if set(remembered) == set(layers):  # in the order in which they were written
-        layers = {name: layers[name] for name in remembered}
-    return Model(dict(layers))
+    memory = provenance.loads(archive.metadata.get(provenance.KEY))
+    names = _names(found)
+    records = _records(memory, names)
+    layers: dict[str, RecurrentLayer] = {}
+    for (name, stack), one, record in zip(names, found, records, strict=True):
+        notes = {_prefix_note(described): one.prefix, _layout_note(described): one.layout.name}
+        if stack is not None:
+            notes[STACK] = stack
+        told = _told(one.layout, options, [other.layout for other in found])
+        layer = _read_layer(one, tensors, told, record, name)
+        layers[name] = replace(layer, notes=MappingProxyType(notes))
+    if memory is not None and {record.name for record in memory.layers} == set(layers):
+        layers = {record.name: layers[record.name] for record in memory.layers}  # in the order of writing
+    used = {name for layer in layers.values() for name in layer.origin}
+    others = {name: list(t.shape) for name, t in archive.tensors.items() if name not in used}
+    metadata = {"other_tensors": dict(list(others.items())[:_MOST_LISTED])}
+    return Model(MappingProxyType(dict(layers)), metadata=MappingProxyType(metadata))
 
 
 def _mapping(options: ReadOptions) -> MappingFile:
@@ -76,15 +96,53 @@ def _mapping(options: ReadOptions) -> MappingFile:
     return mapping.load_file(options.mapping)
 
 
+def _prefix_note(described: MappingFile) -> str:
+    """Key of the note that keeps what stood before a layer's names in files of this framework."""
+    return f"{described.name}_prefix"
+
+
+def _layout_note(described: MappingFile) -> str:
+    """Key of the note that keeps the layout that a layer had in files of this framework."""
+    return f"{described.name}_layout"
+
+
+def _told(layout: Layout, options: ReadOptions, every: Sequence[Layout]) -> ReadOptions:
+    """What the user says of activations, without what is meant for other layouts, which leave them open."""
+
+    def leaves_open(one: Layout, names: Sequence[str]) -> bool:
+        return any(len(one.dialect.activations.get(name, ())) > 1 for name in names)
+
+    def elsewhere(names: Sequence[str]) -> bool:
+        return not leaves_open(layout, names) and any(leaves_open(one, names) for one in every)
+
+    if elsewhere(_INNER):
+        options = replace(options, activation=None)
+    if elsewhere(("gate_activation",)):
+        options = replace(options, recurrent_activation=None)
+    return options
+
+
 def fits(described: MappingFile, tensors: Mapping[str, Lazy]) -> bool:
-    """Whether a mapping file finds layers among the tensors, each complete and of fitting shapes."""
+    """Whether a mapping file finds layers among the tensors, each complete and of fitting shapes.
+
+    A tensor beside those of a layer, of which the mapping file says nothing, speaks against it: it could be
+    a bias that would be lost.
+    """
+    if not described.detect:
+        return False
+    tensors = {name: t for name, t in tensors.items() if not _BESIDE.search(name)}
     try:
         found = _found(described, tensors)
+        used: set[str] = set()
         for one in found:
-            layouts.unpack(one.layout, _local(one, tensors), one.layer)
-    except BadFile:
+            local = _local(one, tensors)
+            directions = layouts.unpack(one.layout, local, one.layer)
+            used |= {one.prefix + n for n in layouts.tensor_names(one.layout, tuple(directions), one.layer)}
+    except (BadFile, AmbiguousSource):
         return False
-    return bool(found)
+    folders = {one.prefix for one in found}
+    beside = [n for n in tensors if n not in used and re.sub(r"[^/.]*$", "", n) in folders]
+    return bool(found) and not beside
 
 
 def _found(described: MappingFile, tensors: Mapping[str, Lazy]) -> list[Found]:
@@ -95,12 +153,35 @@ def _found(described: MappingFile, tensors: Mapping[str, Lazy]) -> list[Found]:
     candidates: dict[tuple[str, str], list[Found]] = {}
     for layout in described.layouts.values():
         if layout.cell is not None:
-            for one in layouts.find(layout, tensors):
-                candidates.setdefault((one.prefix, one.layer), []).append(one)
-    return [_best(group, tensors) for group in candidates.values()]
+            for separator in described.separators or ("/",):
+                for one in layouts.find(layout.respelled(separator), tensors):
+                    group = candidates.setdefault((one.prefix, one.layer), [])
+                    if all(one.layout.name != other.layout.name for other in group):
+                        group.append(one)
+    order = list(described.layouts)
+    positions = {name: n for n, name in enumerate(tensors)}
+    claimed: set[str] = set()
+    best: list[tuple[int, Found]] = []
+    for one in sorted(
+        (_best(group, tensors) for group in candidates.values()), key=lambda one: order.index(one.layout.name)
+    ):
+        # A cell inside a layer that an earlier layout describes as a whole is no layer of its own.
+        held = layouts.kernels(one) & tensors.keys()
+        if not held <= claimed:
+            claimed |= held
+            best.append((min(positions[name] for name in held), one))
+    return [one for _, one in sorted(best, key=lambda pair: pair[0])]
 
 
 def _best(group: list[Found], tensors: Mapping[str, Lazy]) -> Found:
+    """The one that fits and leaves the fewest tensors out; if none fits, the one that comes closest."""
+
+    def held(one: Found) -> int:
+        local = _local(one, tensors)
+        both = (Direction.FORWARD, Direction.REVERSE)
+        names = {n for ways in (both[:1], both) for n in layouts.tensor_names(one.layout, ways, one.layer)}
+        return sum(name in local for name in names)
+
     fitting = []
     for one in group:
         try:
@@ -109,6 +190,10 @@ def _best(group: list[Found], tensors: Mapping[str, Lazy]) -> Found:
         except (BadFile, ValueError):
             continue
         fitting.append(one)
+    if not fitting:
+        return max(group, key=held)
+    most = max(map(held, fitting))
+    fitting = [one for one in fitting if held(one) == most]
     if len({one.layout.cell for one in fitting}) > 1:
         names = ", ".join(one.layout.name for one in fitting)
         raise AmbiguousSource(
@@ -116,7 +201,7 @@ def _best(group: list[Found], tensors: Mapping[str, Lazy]) -> Found:
             expected=f"one of {names}",
             remedy="Give a mapping file with only the right one (--mapping FILE).",
         )
-    return fitting[0] if fitting else group[0]
+    return fitting[0]
 
 
 def _local(found: Found, tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
@@ -125,12 +210,39 @@ def _local(found: Found, tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
     }
 
 
+def _names(found: Sequence[Found]) -> list[tuple[str, str | None]]:
+    """The name of every layer and the stack that it is one of: those of one prefix with numbers from 0 on."""
+    counts = Counter(one.prefix for one in found)
+    numbers: dict[str, set[str]] = {}
+    for one in found:
+        numbers.setdefault(one.prefix, set()).add(one.layer)
+    result: list[tuple[str, str | None]] = []
+    taken: set[str] = set()
+    for one in found:
+        base = re.sub(r"[/:]", ".", one.prefix).strip("._~") or one.layout.name
+        count = counts[one.prefix]
+        stacked = count > 1 and numbers[one.prefix] == {str(n) for n in range(count)}
+        name = f"{base}.{one.layer}" if stacked else base
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        result.append((name, base if stacked else None))
+    return result
+
+
+def _records(memory: Provenance | None, names: Sequence[tuple[str, str | None]]) -> list[LayerRecord | None]:
+    """What the file remembers of each layer: by name, or by position where no name is known."""
+    if memory is None:
+        return [None] * len(names)
+    by_name = {record.name: record for record in memory.layers}
+    known = [by_name.get(name) for name, _ in names]
+    if not any(known) and len(memory.layers) == len(names):
+        return list(memory.layers)
+    return known
+
+
 def _read_layer(
-    found: Found,
-    tensors: Mapping[str, Lazy],
-    options: ReadOptions,
-    remembered: Mapping[str, LayerRecord],
-    taken: Mapping[str, RecurrentLayer],
+    found: Found, tensors: Mapping[str, Lazy], options: ReadOptions, record: LayerRecord | None, name: str
 ) -> RecurrentLayer:
     """One layer where ``layout.find`` found it."""
     layout = found.layout
@@ -138,22 +250,22 @@ def _read_layer(
     assert cell is not None
     local = _local(found, tensors)
     weights = layouts.read_weights(cell, layout, local, found.layer)
-    names = layouts.tensor_names(layout, tuple(weights), found.layer)
-    name = found.prefix.strip("._/") or layout.name
-    while name in taken:
-        name += "_"
-    record = remembered.get(name) or (next(iter(remembered.values())) if len(remembered) == 1 else None)
+    names = layouts.names_read(layout, tuple(weights), local, found.layer)
+
+    def with_equations(equations: Sequence[Equations]) -> RecurrentLayer:
+        return RecurrentLayer(
+            name,
+            tuple(RecurrentDirection(d, e, w) for (d, w), e in zip(weights.items(), equations, strict=True)),
+            SequenceBehaviour(),
+            origin=tuple(found.prefix + n for n in names),
+            stored_gates=layout.gates,
+        )
+
     if record is not None and [e.cell for e in record.equations] == [cell] * len(weights):
-        equations = record.equations
-    else:
-        equations = (equations_of(layout, options, name),) * len(weights)
-    return RecurrentLayer(
-        name,
-        tuple(RecurrentDirection(d, e, w) for (d, w), e in zip(weights.items(), equations, strict=True)),
-        SequenceBehaviour(),
-        origin=tuple(found.prefix + n for n in names if n in local),
-        stored_gates=layout.gates,
-    )
+        remembered = with_equations(record.equations)
+        if not reasons(layout, remembered):
+            return remembered
+    return with_equations([equations_of(layout, options, name)] * len(weights))
 
 
 _KINDS: Mapping[Cell, type[Equations]] = {
@@ -246,7 +358,7 @@ def _choice(option: str, allowed: tuple[str, ...], options: ReadOptions, name: s
 
 
 def write(model: Model, container: str, options: WriteOptions) -> Archive:  # noqa: ARG001 - any will do
-    """The recurrent layers of a model under the names of a mapping file, each behind its own prefix.
+    """The layers of a model under the names of a mapping file, each behind its own prefix.
 
     Raises:
         Usage: without a mapping file.
@@ -256,10 +368,101 @@ def write(model: Model, container: str, options: WriteOptions) -> Archive:  # no
         raise Usage("named tensors need a mapping file", remedy="Choose a framework with --to.")
     described = mapping.load_file(options.mapping)
     tensors: dict[str, Lazy] = {}
+    for name, (layout, prefix, number) in _written_places(model, described).items():
+        layer = model.layers[name]
+        if isinstance(layer, OperationLayer):
+            local = layouts.pack_operation(layout, layer.weights)
+        else:
+            lowering.refuse_initial_states(layer, described)
+            directions = {d.direction: d.weights for d in layer.directions}
+            local = layouts.pack(layout, directions, number)
+        for own, tensor in local.items():
+            if prefix + own in tensors:
+                raise NotRepresentable(
+                    "two tensors would have one name", place=prefix + own, remedy="Rename a layer."
+                )
+            tensors[prefix + own] = tensor
+    return Archive(MappingProxyType(tensors))
+
+
+def _written_places(model: Model, described: MappingFile) -> dict[str, tuple[Layout, str, str]]:
+    """The layout, prefix and number of every layer that has weights."""
+    separators = described.separators or ("/",)
+    joint = described.separators[0] if described.separators else "."
+    weighted = {name: layer for name, layer in model.layers.items() if _has_weights(layer)}
+    stacks = _numbered(model, described)
+    taken: set[str] = set()
+    result: dict[str, tuple[Layout, str, str]] = {}
+    for name, layer in weighted.items():
+        layout = _layout(layer, described)
+        stack, number = stacks.get(name, (name, "0"))
+        first = number == "0"
+        noted = layer.notes.get(_prefix_note(described)) if isinstance(layer, RecurrentLayer) else None
+        if noted is not None and described.separators:
+            noted = re.sub(f"[{re.escape(''.join(separators))}]", joint, noted)
+        if not first:
+            prefix = result[_first_of(stacks, stack)][1]
+        elif noted is not None and noted not in taken:
+            prefix = noted
+        elif layout.scope:
+            count = 0
+            while (prefix := f"{layout.scope}{f'_{count}' if count else ''}{joint}") in taken:
+                count += 1
+        elif len(weighted) == 1 or len(weighted) == sum(other[0] == stack for other in stacks.values()):
+            prefix = ""
+        else:
+            prefix = stack.replace(".", joint) + joint if joint in separators else f"{stack}{joint}"
+        taken.add(prefix)
+        result[name] = (layout.respelled(separators[0]), prefix, number)
+    return result
+
+
+def _layout(layer: Layer, described: MappingFile) -> Layout:
+    """The layout that holds a lowered layer: the one that it had in this framework, where that still fits."""
+    if isinstance(layer, OperationLayer):
+        return _neighbour(layer, described)
+    noted = described.layouts.get(layer.notes.get(_layout_note(described), ""))
+    if noted is not None and noted.cell is layer.cell and not noted.reads_only and not reasons(noted, layer):
+        return noted
+    return lowering.layout_for(described, layer)
+
+
+def _has_weights(layer: Layer) -> bool:
+    return isinstance(layer, RecurrentLayer) or bool(layer.weights)
+
+
+def _first_of(stacks: Mapping[str, tuple[str, str]], stack: str) -> str:
+    return next(name for name, place in stacks.items() if place == (stack, "0"))
+
+
+def _numbered(model: Model, described: MappingFile) -> dict[str, tuple[str, str]]:
+    """Layers that become one module with numbered layers: the stack's name and the number of each."""
+    groups: dict[str, list[RecurrentLayer]] = {}
     for layer in model.recurrent.values():
-        layout = lowering.layout_for(described, layer)
-        directions = {d.direction: d.weights for d in layer.directions}
-        prefix = f"{layer.name}." if len(model.recurrent) > 1 else ""
-        for name, tensor in layouts.pack(layout, directions).items():
-            tensors[prefix + name] = tensor
-    return Archive(tensors)
+        if (stack := layer.notes.get(STACK)) is not None:
+            groups.setdefault(stack, []).append(layer)
+    result: dict[str, tuple[str, str]] = {}
+    for stack, layers in groups.items():
+        found = [lowering.layout_for(described, layer) for layer in layers]
+        fitting = all(
+            found[0].name == layout.name
+            and len(one.directions) == len(layers[0].directions)
+            and (one.hidden_size, one.projected_size) == (layers[0].hidden_size, layers[0].projected_size)
+            and one.sequence.merge is Merge.CONCAT
+            for layout, one in zip(found, layers, strict=True)
+        )
+        fed = all(a.width == b.input_size for a, b in pairwise(layers))
+        if len(layers) > 1 and fitting and fed and any("{layer}" in rule.name for rule in found[0].tensors):
+            result |= {layer.name: (stack, str(n)) for n, layer in enumerate(layers)}
+    return result
+
+
+def _neighbour(layer: OperationLayer, described: MappingFile) -> Layout:
+    for layout in described.layouts.values():
+        if layout.operation and mapping.operation_class(layout.operation) is type(layer.operation):
+            return layout
+    raise NotRepresentable(
+        f"{described.title} has no names for the weights of a {type(layer.operation).__name__}",
+        place=f"layer {layer.name!r}",
+        remedy="Take only the recurrent layers, one by one, with --layer.",
+    )

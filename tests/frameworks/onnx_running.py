@@ -11,7 +11,7 @@ import onnxruntime
 
 from lstmconvert.canonical import Equations, RecurrentDirection, RecurrentLayer, SequenceBehaviour, Weights
 from lstmconvert.containers import Archive
-from lstmconvert.frameworks import onnx_write
+from lstmconvert.frameworks.onnx import writer
 from lstmconvert.gates import GATES, PEEPHOLE_GATES, Cell, Direction, Gate
 from lstmconvert.model import Model
 from lstmconvert.options import WriteOptions
@@ -35,7 +35,7 @@ def filled(archive: Archive) -> onnx.ModelProto:
 
 def written(model: Model, options: WriteOptions | None = None) -> onnx.ModelProto:
     """The ONNX model that is made of a model."""
-    return filled(onnx_write.write(model, "onnx_file", options or WriteOptions()))
+    return filled(writer.write(model, "onnx_file", options or WriteOptions()))
 
 
 def operators(model: onnx.ModelProto) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lstmconvert as lc
-from lstmconvert.frameworks.onnx_cells import WRITTEN_OUT
+from lstmconvert.frameworks.onnx.cells import WRITTEN_OUT
 from lstmconvert.gates import Gate
 
 GATES = ("input", "forget", "cell", "output")

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from lstmconvert.errors import BadFile
-from lstmconvert.frameworks.onnx_constants import Graphs, Scope
-from lstmconvert.frameworks.onnx_known import Spread
+from lstmconvert.frameworks.onnx.constants import Graphs, Scope
+from lstmconvert.frameworks.onnx.known import Spread
 from lstmconvert.tensors import Array, same_bits
 
 GENERATOR = np.random.default_rng(3)

@@ -11,7 +11,7 @@ import pytest
 
 from lstmconvert.activations import KINDS, LINEAR, RELU, SIGMOID, TANH, Activation
 from lstmconvert.errors import NotRepresentable
-from lstmconvert.frameworks import onnx_write
+from lstmconvert.frameworks.onnx import writer
 from lstmconvert.model import Call, Layer, Model, OperationLayer, Port
 from lstmconvert.operations import (
     Activate,
@@ -647,7 +647,7 @@ def test_masks_are_joined_by_and_and_or() -> None:
 
 def test_a_mask_that_an_operation_does_not_heed_is_refused() -> None:
     with pytest.raises(NotRepresentable, match="mask"):
-        onnx_write.write(model_of(Flatten(), {}, [FIXED], masked=True), "onnx_file", WriteOptions())
+        writer.write(model_of(Flatten(), {}, [FIXED], masked=True), "onnx_file", WriteOptions())
 
 
 def _conv_lstm_weights(arrays: Sequence[Array]) -> Arrays:
@@ -709,7 +709,7 @@ def test_a_convolutional_lstm_of_free_length_is_refused() -> None:
     operation = ConvolutionalLstm(1, (1,), Padding.VALID, (1,), TANH, SIGMOID)
     weights = _conv_lstm_weights([np.zeros((3, 2, 4)), np.zeros((3, 1, 4))])
     with pytest.raises(NotRepresentable, match="Loop"):
-        onnx_write.write(model_of(operation, weights, [(None, None, 4, 2)]), "onnx_file", WriteOptions())
+        writer.write(model_of(operation, weights, [(None, None, 4, 2)]), "onnx_file", WriteOptions())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int32", "int64"])

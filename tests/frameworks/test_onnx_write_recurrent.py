@@ -39,7 +39,7 @@ from lstmconvert.canonical import (
     UpdateKeeps,
 )
 from lstmconvert.errors import NotRepresentable, Usage
-from lstmconvert.frameworks import onnx_write
+from lstmconvert.frameworks.onnx import writer
 from lstmconvert.gates import Cell, Direction, Part
 from lstmconvert.model import Call, Model, OperationLayer, Port
 from lstmconvert.operations import Dense, Embedding, Identity, Masking
@@ -292,7 +292,7 @@ def test_trained_initial_states_are_the_start() -> None:
 def test_what_the_operators_lack_is_refused(equations: Equations, reason: str) -> None:
     layer = random_layer(np.random.default_rng(8), equations, (FORWARD,), SequenceBehaviour())
     with pytest.raises(NotRepresentable, match=reason):
-        onnx_write.write(model_of(layer), "onnx_file", WriteOptions())
+        writer.write(model_of(layer), "onnx_file", WriteOptions())
 
 
 # Real Keras layers.
@@ -597,7 +597,7 @@ def test_every_opset_runs(opset: int) -> None:
 def test_other_opsets_are_refused(opset: int) -> None:
     layer = random_layer(np.random.default_rng(19), LSTM, (FORWARD,), SequenceBehaviour())
     with pytest.raises(Usage, match="opset"):
-        onnx_write.write(model_of(layer), "onnx_file", WriteOptions(opset=opset))
+        writer.write(model_of(layer), "onnx_file", WriteOptions(opset=opset))
 
 
 def _cast(layer: RecurrentLayer, dtype: Any) -> RecurrentLayer:
@@ -631,13 +631,13 @@ def test_bfloat16_needs_the_newest_opset() -> None:
         random_layer(np.random.default_rng(21), LSTM, (FORWARD,), SequenceBehaviour()), ml_dtypes.bfloat16
     )
     with pytest.raises(NotRepresentable, match="bfloat16"):
-        onnx_write.write(model_of(layer), "onnx_file", WriteOptions(opset=17))
+        writer.write(model_of(layer), "onnx_file", WriteOptions(opset=17))
 
 
 def test_weights_of_another_dtype_than_the_option_are_refused() -> None:
     layer = random_layer(np.random.default_rng(22), LSTM, (FORWARD,), SequenceBehaviour())
     with pytest.raises(Usage, match="float32"):
-        onnx_write.write(model_of(layer), "onnx_file", WriteOptions(dtype="float16"))
+        writer.write(model_of(layer), "onnx_file", WriteOptions(dtype="float16"))
 
 
 def test_a_single_stack_without_topology_becomes_a_graph_and_two_are_refused() -> None:
@@ -646,7 +646,7 @@ def test_a_single_stack_without_topology_becomes_a_graph_and_two_are_refused() -
     x = rng.standard_normal((2, 4, INPUT)).astype(np.float32)
     assert_close(run(written(Model({"rec": layer})), {"x": x})["y"], layer.run(x)[0], "stack")
     with pytest.raises(NotRepresentable, match="2 recurrent stacks"):
-        onnx_write.write(Model({"rec": layer, "b": replace(layer, name="b")}), "onnx_file", WriteOptions())
+        writer.write(Model({"rec": layer, "b": replace(layer, name="b")}), "onnx_file", WriteOptions())
 
 
 def test_an_empty_batch_and_a_single_step_run() -> None:

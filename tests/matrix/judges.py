@@ -63,6 +63,9 @@ class Judge:
         read_options: what its files do not say.
         always_bias: whether its layers cannot be without biases.
         weights_only: whether its files hold no wiring but that of stacks.
+        depths: how many layers its own sources may have.
+        ways: whether its own sources may be bidirectional.
+        remembers: whether its files have room for what a conversion remembers.
     """
 
     name: str
@@ -74,6 +77,9 @@ class Judge:
     read_options: Callable[[Case], dict[str, Any]] = field(default=lambda case: {})
     always_bias: bool = False
     weights_only: bool = False
+    depths: tuple[int, ...] = (1, 2)
+    ways: tuple[bool, ...] = (False, True)
+    remembers: bool = True
 
 
 def draw(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
@@ -349,13 +355,30 @@ JUDGES = (
 )  # fmt: skip
 
 
+def few(judge: Judge) -> list[Case]:
+    """The cases for pairs of frameworks that are nothing but weights: every option once, and plain layers in all forms."""
+    found: dict[tuple[object, ...], Case] = {}
+    for case in cases(judge):
+        form: tuple[object, ...] = (case.cell, case.option)
+        if case.option == "plain":
+            if (
+                (case.layers == 2) != case.bidirectional
+                and {1, 2} == set(judge.depths)
+                and len(judge.ways) == 2
+            ):
+                continue  # two layers in two directions, or one in one
+            form = (*form, case.layers, case.bidirectional, case.bias if case.layers == 1 else None)
+        found.setdefault(form, case)
+    return list(found.values())
+
+
 def cases(judge: Judge) -> list[Case]:
     """Every combination that a framework's own files can be."""
     found = []
     for cell, options in judge.options.items():
         for option in options:
-            for layers in (1, 2):
-                for bidirectional in (False, True):
+            for layers in judge.depths:
+                for bidirectional in judge.ways:
                     for bias in (True,) if judge.always_bias else (True, False):
                         merges = option in ("sum", "ave", "mul")
                         if (merges and not bidirectional) or (option == "reverse" and bidirectional):
