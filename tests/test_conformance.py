@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ from lstmconvert import conformance
 from lstmconvert.conformance import Case, Verdict, as_onnx, cases
 from lstmconvert.conformance.export import export
 from lstmconvert.tensors import Array
+
+RESULTS = Path(__file__).resolve().parent.parent / "scripts" / "results" / "conformance.json"
 
 
 def verdicts(runtime: str, words: str) -> Counter[tuple[str, Verdict]]:
@@ -68,6 +72,17 @@ def test_keras_holds_at_padding(package: str) -> None:
     )
     assert {v for f, v in found if f == "sequence_lens"} == {Verdict.WRONG}
     assert {v for f, v in found if f == "initial state"} == {Verdict.RIGHT}
+
+
+@pytest.mark.parametrize("runtime", conformance.RUNTIMES)
+def test_the_table_in_the_readme_is_what_the_runtimes_do(runtime: str) -> None:
+    """Every sixth case of the suite, run again; what a runtime leaves uninitialised is not compared."""
+    held = json.loads(RESULTS.read_text(encoding="utf-8"))[runtime]
+    assert held["version"] == version(runtime.partition(".")[0]).partition("+")[0], "run scripts/conformance"
+    assert list(held["verdicts"]) == [case.name for case in cases()], "run scripts/conformance"
+    chosen = [case for case in cases()[::6] if not case.feature.endswith("without alpha and beta")]
+    found = {outcome.case.name: str(outcome.verdict) for outcome in conformance.run(runtime, chosen)}
+    assert found == {name: held["verdicts"][name] for name in found}
 
 
 def test_a_runtime_of_ones_own_and_its_faults() -> None:

@@ -196,6 +196,8 @@ def _run_keras(keras: Any, case: Case, hard_slope: float) -> Mapping[str, Array]
     kind = {Cell.LSTM: keras.layers.LSTM, Cell.GRU: keras.layers.GRU, Cell.RNN: keras.layers.SimpleRNN}[
         case.cell
     ]
+    # tf_keras takes states as tensors only.
+    tensor = keras.ops.convert_to_tensor if hasattr(keras, "ops") else keras.backend.constant
     given, _ = as_onnx.tensors(case)
     x = given["X"] if case.layout else given["X"].transpose(1, 0, 2)
     mask = np.arange(case.time) < np.array(case.lengths)[:, np.newaxis] if case.lengths else None
@@ -219,7 +221,9 @@ def _run_keras(keras: Any, case: Case, hard_slope: float) -> Mapping[str, Array]
             total = weights_sum(weights.bias_input, weights.bias_recurrent, order).astype(case.dtype)
             arrays.append(np.stack([one, two]) if both else total)
         layer.set_weights(arrays)
-        told: dict[str, Any] = {"initial_state": [s[n] for s in states]} if states else {}
+        told: dict[str, Any] = (
+            {"initial_state": [tensor(s[n], dtype=case.dtype) for s in states]} if states else {}
+        )
         if mask is not None:
             told["mask"] = mask
         y, *final = layer(x, **told)
