@@ -425,8 +425,6 @@ def run(
     try:
         parts = _parts(source.model, source_path, target, to)
         plans = {path: (model, _plan(model, path, to, write_options)) for path, model in parts.items()}
-        if proof:
-            plans = {path: (model, _sealed(plan)) for path, (model, plan) in plans.items()}
     except NotRepresentable as error:
         raise error.located(file=source_path) from error.__cause__
     targets = {path: _targets(path, plan.archive) for path, (_, plan) in plans.items()}
@@ -440,7 +438,7 @@ def run(
         left = list(places)
         for path, (model, plan) in plans.items():
             held = [left.pop(0) for _ in targets[path]]
-            _write_files(held, plan)
+            _write_files(held, _sealed(plan) if proof else plan)
             if proof:
                 found = prove(
                     model, plan.model, held[0], plan.framework.name, plan.archive, tolerance, full=full
@@ -466,9 +464,13 @@ def run(
 
 def _sealed(plan: _Plan) -> _Plan:
     """The plan with the digest of what is going to be proved; the file appears only if it is."""
-    memory = provenance.sealed(provenance.of_model(plan.model), plan.archive.tensors)
-    metadata = {**plan.archive.metadata, provenance.KEY: memory.dumps()}
-    return replace(plan, archive=replace(plan.archive, metadata=metadata))
+    seal = provenance.Seal(provenance.of_model(plan.model), plan.archive.tensors)
+    if not getattr(registry.container_module(plan.container), "TELLS_LATE", False):
+        metadata = {**plan.archive.metadata, provenance.KEY: seal.closed().dumps()}
+        return replace(plan, archive=replace(plan.archive, metadata=metadata))
+    metadata = {**plan.archive.metadata, provenance.KEY: seal.open.dumps()}
+    late = {provenance.KEY: lambda: seal.closed().dumps()}
+    return replace(plan, archive=replace(plan.archive, tensors=seal.tensors, metadata=metadata, late=late))
 
 
 def carried_proof(path: str | Path, options: ReadOptions | None = None) -> dict[str, str]:
@@ -494,7 +496,7 @@ def carried_proof(path: str | Path, options: ReadOptions | None = None) -> dict[
             "detail": f"tensor {missing[0]!r} is gone since it was proved",
         }
     held = {name: source.archive.tensors[name] for name in memory.sealed}
-    if provenance.sealed(replace(memory, proof=None), held).proof != memory.proof:
+    if provenance.Seal(memory, held).closed().proof != memory.proof:
         return {
             **answer,
             "verdict": "changed",

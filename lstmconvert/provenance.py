@@ -7,9 +7,11 @@ summed, kept with a digest of the sum).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from threading import Thread
 from types import MappingProxyType
 from typing import Any
 
@@ -26,7 +28,7 @@ from lstmconvert.canonical import (
 )
 from lstmconvert.gates import Cell, Gate
 from lstmconvert.model import Model
-from lstmconvert.tensors import Lazy
+from lstmconvert.tensors import Array, Lazy, little_endian
 
 KEY = "lstmconvert"
 """The metadata key under which every container keeps the text."""
@@ -97,21 +99,65 @@ def of_model(model: Model) -> Provenance:
     )
 
 
-def sealed(provenance: Provenance, tensors: Mapping[str, Lazy]) -> Provenance:
-    """The same with the digest of these tensors and of the equations that run on them."""
-    import hashlib
+class Seal:
+    """The digest of tensors and of the equations that run on them, taken while the tensors are written.
 
-    import numpy as np
+    A large tensor is digested beside what is done with it; it stays in memory until the next one is read.
 
-    digest = hashlib.sha256()
-    for record in provenance.layers:
-        digest.update(json.dumps([equations_to_json(e) for e in record.equations], sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name}|{tensor.dtype}|{tensor.shape}".encode())
-        array = np.ascontiguousarray(tensor.read())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return replace(provenance, proof=digest.hexdigest(), sealed=tuple(sorted(tensors)))
+    Attributes:
+        tensors: the same tensors; reading one puts it under the seal.
+    """
+
+    def __init__(self, provenance: Provenance, tensors: Mapping[str, Lazy]) -> None:
+        self._open = replace(provenance, proof="0" * 64, sealed=tuple(sorted(tensors)))
+        self._digests: dict[int, hashlib._Hash] = {}
+        self._running: Thread | None = None
+        self._sealed = tensors
+        watched = {id(tensor): self._watched(tensor) for tensor in tensors.values()}
+        self.tensors = MappingProxyType({name: watched[id(tensor)] for name, tensor in tensors.items()})
+
+    def _watched(self, tensor: Lazy) -> Lazy:
+        def load() -> Array:
+            self._finish()
+            array = tensor.read()
+            digest = self._digests[id(tensor)] = hashlib.sha256()
+            data = little_endian(array).data
+            if array.nbytes < _LARGE:
+                digest.update(data)
+            else:
+                self._running = Thread(target=digest.update, args=(data,))
+                self._running.start()
+            return array
+
+        return Lazy(tensor.shape, tensor.dtype, load)
+
+    def _finish(self) -> None:
+        if self._running is not None:
+            self._running.join()
+            self._running = None
+
+    @property
+    def open(self) -> Provenance:
+        """What holds the place of ``closed`` in a file that is being written, in as many characters."""
+        return self._open
+
+    def closed(self) -> Provenance:
+        """The provenance with its seal; tensors that nobody has read are read now."""
+        digest = hashlib.sha256()
+        for record in self._open.layers:
+            digest.update(
+                json.dumps([equations_to_json(e) for e in record.equations], sort_keys=True).encode()
+            )
+        for name, tensor in sorted(self._sealed.items()):
+            if id(tensor) not in self._digests:
+                self.tensors[name].read()
+            self._finish()
+            digest.update(f"{name}|{tensor.dtype}|{tensor.shape}".encode())
+            digest.update(self._digests[id(tensor)].digest())
+        return replace(self._open, proof=digest.hexdigest())
+
+
+_LARGE = 1 << 20
 
 
 def loads(text: object) -> Provenance | None:

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 
 NAME = "hdf5"
 SUFFIXES = (".h5", ".hdf5", ".weights.h5")
+TELLS_LATE = True
 
 # The attribute of the root in which a conversion leaves its note.
 NOTE = "lstmconvert"
@@ -255,4 +256,10 @@ def write(path: Path, archive: Archive) -> None:
     from lstmconvert.containers import hdf5_writing
 
     with Path(path).open("xb") as file:
-        hdf5_writing.write(archive, file.write, file_name=path)
+        written = hdf5_writing.write(archive, file.write, file_name=path)
+        for key, text in archive.told().items():
+            held = str(archive.metadata[key]).encode()
+            if len(held) != len(text.encode()):
+                raise AssertionError("a late text has another length than what held its place")
+            file.seek(written.find(held))
+            file.write(text.encode())

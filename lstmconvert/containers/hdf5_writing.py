@@ -19,7 +19,7 @@ from lstmconvert.containers import Archive
 from lstmconvert.containers.hdf5 import MODEL_WEIGHTS, NOTE, TOP_LEVEL
 from lstmconvert.containers.hdf5_objects import is_utf8
 from lstmconvert.errors import NotRepresentable
-from lstmconvert.tensors import Lazy
+from lstmconvert.tensors import Lazy, little_endian
 
 if TYPE_CHECKING:
     import h5py
@@ -28,19 +28,22 @@ if TYPE_CHECKING:
 _LARGEST_ATTRIBUTE = 64512
 
 
-def write(archive: Archive, sink: Callable[[memoryview], object], *, file_name: object = None) -> None:
+def write(archive: Archive, sink: Callable[[memoryview], object], *, file_name: object = None) -> Sparse:
     """Write ``archive`` as an HDF5 file; the contract is in ``lstmconvert.containers.hdf5``.
 
     Args:
         archive: what to write.
         sink: takes the bytes of the file in order, and all that it is given.
         file_name: the file, for errors.
+
+    Returns:
+        The structure that was written, without the arrays.
     """
     import h5py
 
     form = archive.metadata.get("form", "plain")
     _check_names(archive.tensors)
-    layout = _Sparse()
+    layout = Sparse()
     with h5py.File(layout, "w", libver="earliest") as file:
         if form in ("whole_model", "legacy_weights"):
             _write_layers(file, archive)
@@ -59,14 +62,14 @@ def write(archive: Archive, sink: Callable[[memoryview], object], *, file_name: 
     position = 0
     for place, key in sorted((place, key) for key, place in places.items() if place is not None):
         layout.copy(position, place, sink)
-        array = np.ascontiguousarray(archive.tensors[key].read())
-        sink(array.reshape(-1).view(np.uint8).data)
-        position = place + array.nbytes
-        del array
+        tensor = archive.tensors[key]
+        sink(little_endian(tensor.read()).data)
+        position = place + tensor.nbytes
     layout.copy(position, layout.length, sink)
+    return layout
 
 
-class _Sparse(io.RawIOBase):
+class Sparse(io.RawIOBase):
     """A file in memory of which only the pages that were written to exist."""
 
     _PAGE = 4096
@@ -119,6 +122,20 @@ class _Sparse(io.RawIOBase):
         for first, last, page, inside in self._pieces(start, stop - start):
             part = self._pages.get(page, bytes(self._PAGE))
             sink(memoryview(part)[inside : inside + last - first])
+
+    def find(self, content: bytes) -> int:
+        """Where the only occurrence of ``content`` begins."""
+        found = []
+        for page in sorted(self._pages):
+            run, last = bytearray(self._pages[page]), page
+            while len(run) < self._PAGE + len(content) and last + 1 in self._pages:
+                last += 1
+                run += self._pages[last]
+            at = run.find(content)
+            if 0 <= at < self._PAGE:
+                found.append(page * self._PAGE + at)
+        (place,) = found
+        return place
 
     def _pieces(self, position: int, size: int) -> Iterator[tuple[int, int, int, int]]:
         """Where each part of a range lies: from, to (both in the range), page, place in the page."""

@@ -31,7 +31,6 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
 
 NAME = "keras_archive"
 SUFFIXES = (".keras",)
+TELLS_LATE = True
 
 _METADATA = "metadata.json"
 _CONFIG = "config.json"
@@ -131,19 +131,19 @@ def write(path: Path, archive: Archive) -> None:
             "files beside the weights are not written", file=path, reasons=tuple(metadata["assets"])
         )
     about = {"keras_version": metadata.get("keras_version"), "date_saved": _DATE_TEXT}
-    if hdf5.NOTE in metadata:
-        about[hdf5.NOTE] = str(metadata[hdf5.NOTE])
     names = metadata.get("variable_names", {})
-    weights = replace(archive, metadata={"form": "weights_v3", "variable_names": names})
+    weights = Archive(archive.tensors, {"form": "weights_v3", "variable_names": names})
 
     from lstmconvert.containers import hdf5_writing
 
     with Path(path).open("xb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as target:
-        target.writestr(_member(_METADATA), json.dumps(about))
         target.writestr(_member(_CONFIG), json.dumps(metadata["config"]))
         # The size is not known before, so room is left for one beyond 4 GiB.
         with target.open(_member(_WEIGHTS), "w", force_zip64=True) as member:
             hdf5_writing.write(weights, member.write, file_name=path)
+        note = {**metadata, **archive.told()}.get(hdf5.NOTE)
+        about |= {} if note is None else {hdf5.NOTE: str(note)}
+        target.writestr(_member(_METADATA), json.dumps(about))
 
 
 def _member(name: str) -> zipfile.ZipInfo:

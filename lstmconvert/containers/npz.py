@@ -18,7 +18,7 @@ from typing import Any
 
 from lstmconvert.containers import Archive, byte_ranges, npy, zip_reader
 from lstmconvert.errors import BadFile, NotRepresentable, UnsupportedSource
-from lstmconvert.tensors import Lazy
+from lstmconvert.tensors import Lazy, little_endian
 
 NAME = "npz"
 SUFFIXES = (".npz", ".npy")
@@ -87,7 +87,7 @@ def write(path: Path, archive: Archive) -> None:
     Raises:
         NotRepresentable: when a tensor has a dtype that NumPy files do not name.
     """
-    from lstmconvert.containers.zip_writer import ZipWriter, little_endian
+    from lstmconvert.containers.zip_writer import ZipWriter
 
     for name, tensor in archive.tensors.items():
         _check_writable(name, tensor)

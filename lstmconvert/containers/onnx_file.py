@@ -19,7 +19,7 @@ Source: onnx.proto of onnx 1.23, ExternalData.md of the ONNX specification.
 
 from __future__ import annotations
 
-import sys
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +30,14 @@ import numpy as np
 from lstmconvert.containers import Archive, onnx_wire
 from lstmconvert.containers.onnx_tensors import DATA_FIELDS, MARKER, TensorReader, drop_data, element_dtype
 from lstmconvert.errors import BadFile
-from lstmconvert.tensors import Array, Lazy
+from lstmconvert.tensors import Array, Lazy, little_endian
 
 if TYPE_CHECKING:
     import onnx
 
 NAME = "onnx_file"
 SUFFIXES = (".onnx",)
+TELLS_LATE = True
 
 LARGEST_SINGLE_FILE = 1_900_000_000
 """Bytes of tensors beyond which they go to a file beside: a protobuf message ends at 2 GiB."""
@@ -109,6 +110,8 @@ def write(path: Path, archive: Archive) -> None:
                 _write_array(file, piece)
             else:
                 file.write(piece)
+        if archive.late:
+            _write_late(file, model, archive, pieces[-1])
 
 
 # Reading.
@@ -228,6 +231,20 @@ def _planned(
     return onnx_wire.with_tensors(model.SerializeToString(), fill), arrays
 
 
+def _write_late(file: BinaryIO, model: onnx.ModelProto, archive: Archive, last: bytes | Lazy) -> None:
+    """Put the late texts in the places that are held for them, in the last piece: it begins in the graph."""
+    told = archive.told()
+    assert isinstance(last, bytes)
+    file.seek(-len(last), os.SEEK_END)
+    for entry in model.metadata_props:
+        if entry.key in told:
+            held, text = entry.value.encode(), told[entry.key].encode()
+            if len(held) != len(text) or last.count(held) != 1:
+                raise AssertionError("a late text has another length than what held its place")
+            last = last.replace(held, text)
+    file.write(last)
+
+
 def _key(tensor: onnx.TensorProto, archive: Archive) -> str | None:
     """The key under which the archive has this tensor's bytes; none when they are inline."""
     if tensor.data_location == tensor.EXTERNAL:
@@ -268,7 +285,4 @@ def _write_external(path: Path, arrays: Mapping[str, Lazy]) -> dict[str, int]:
 
 
 def _write_array(file: BinaryIO, array: Lazy) -> None:
-    values = np.ascontiguousarray(array.read())
-    if sys.byteorder == "big":
-        values = values.byteswap()
-    file.write(values.reshape(-1).view(np.uint8).data)
+    file.write(little_endian(array.read()).data)

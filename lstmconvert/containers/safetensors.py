@@ -24,10 +24,11 @@ import numpy as np
 
 from lstmconvert.containers import Archive, byte_ranges
 from lstmconvert.errors import BadFile, NotRepresentable, UnsupportedSource
-from lstmconvert.tensors import Lazy
+from lstmconvert.tensors import Lazy, little_endian
 
 NAME = "safetensors"
 SUFFIXES = (".safetensors", ".safetensors.index.json")
+TELLS_LATE = True
 
 _LARGEST_HEADER = 100_000_000
 _LARGEST_INDEX = 100_000_000
@@ -100,8 +101,6 @@ def write(path: Path, archive: Archive) -> None:
     Raises:
         NotRepresentable: when a tensor has a dtype or a name that the format does not have.
     """
-    from lstmconvert.containers.zip_writer import little_endian
-
     # Wide numbers first, so that all of them lie on a multiple of their width.
     order = sorted(archive.tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     header: dict[str, Any] = {}
@@ -126,14 +125,24 @@ def write(path: Path, archive: Archive) -> None:
             "shape": list(tensor.shape),
             "data_offsets": [begin, end],
         }
+    with path.open("xb") as file:
+        length = file.write(_packed(header))
+        for _, tensor in order:
+            file.write(little_endian(tensor.read()).data)
+        if archive.late:
+            header[_METADATA] |= archive.told()
+            file.seek(0)
+            if file.write(_packed(header)) != length:
+                raise AssertionError("a late text has another length than what held its place")
+
+
+def _packed(header: Mapping[str, Any]) -> bytes:
+    """The header with its length before it."""
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)
     if len(text) > _LARGEST_HEADER:
         raise NotRepresentable("the names and metadata are larger than a safetensors header may be")
-    with path.open("xb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for _, tensor in order:
-            file.write(little_endian(tensor.read()).data)
+    return struct.pack("<Q", len(text)) + text
 
 
 # ----------------------------------------------------------------------------------------- single files

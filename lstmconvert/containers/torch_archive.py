@@ -45,6 +45,7 @@ from lstmconvert.tensors import Lazy
 
 NAME = "torch_archive"
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".jit")
+TELLS_LATE = True
 
 _LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 """The opcode of the long integer 0x1950a86a20f9469cfc6c, which the format before zip begins with."""
@@ -112,7 +113,7 @@ def write(path: Path, archive: Archive) -> None:
         for index, tensor in enumerate(archive.tensors.values()):
             target.add_array(f"{root}data/{index}", tensor)
         target.add(f"{root}version", b"3\n")
-        for key, text in archive.metadata.items():
+        for key, text in {**archive.metadata, **archive.told()}.items():
             if not isinstance(text, str) or not re.fullmatch(r"[\w.-]*\w[\w.-]*", key):
                 raise TypeError(f"the metadata {key!r} is no text")
             target.add(f"{root}{_EXTRA}{key}", text.encode())

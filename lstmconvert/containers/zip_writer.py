@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import struct
-import sys
 import zipfile
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import numpy as np
-
-from lstmconvert.tensors import Array, Lazy, copy_into
+from lstmconvert.tensors import Lazy, little_endian
 
 _HEADER = 30
 """Size of a local header without name and extra field."""
@@ -68,14 +65,3 @@ class ZipWriter:
             # Else an archive that could not be finished would try again when it is collected.
             self._zip.fp = None
             self._file.close()
-
-
-def little_endian(array: Array) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The bytes of an array, row-major and little-endian; not copied where they lie so already."""
-    if not array.flags.c_contiguous:
-        ordered = np.empty(array.shape, array.dtype)
-        copy_into(ordered, array)
-        array = ordered
-    if array.dtype.byteorder == ">" or (array.dtype.byteorder == "=" and sys.byteorder == "big"):
-        array = array.byteswap()
-    return array.reshape(-1).view(np.uint8)

@@ -79,7 +79,7 @@ def test_writing_is_reproducible(saved: Saved, tmp_path: Path) -> None:
     assert (tmp_path / "a.keras").read_bytes() == (tmp_path / "b.keras").read_bytes()
     assert_same_archive(keras_archive.read(tmp_path / "a.keras"), noted)
     with zipfile.ZipFile(tmp_path / "a.keras") as file:
-        assert file.namelist() == ["metadata.json", "config.json", WEIGHTS]
+        assert file.namelist() == ["config.json", WEIGHTS, "metadata.json"]
         assert {member.date_time for member in file.infolist()} == {(1980, 1, 1, 0, 0, 0)}
     with pytest.raises(FileExistsError):
         keras_archive.write(tmp_path / "a.keras", noted)
