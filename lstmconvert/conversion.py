@@ -440,17 +440,13 @@ def run(
             held = [left.pop(0) for _ in targets[path]]
             _write_files(held, _sealed(plan) if proof else plan)
             if proof:
+                back = registry.container_module(registry.container_of(held[0]).name).read(held[0])
                 found = prove(
-                    model, plan.model, held[0], plan.framework.name, plan.archive, tolerance, full=full
+                    model, plan.model, held[0], back, plan.framework.name, plan.archive, tolerance, full=full
                 )
-                if full or source.model.weights <= LARGE:
-                    moved = _moved(plan, held[0])
-                    if not proofs:
-                        moved = source_movement(source, read_options).and_then(moved)
-                else:
-                    moved = movement.Movement(
-                        skipped=(f"elements were not followed: {source.model.weights:,} (--verify full)",)
-                    )
+                moved = _moved(plan, back, once_more=full or source.model.weights <= LARGE)
+                if not proofs:
+                    moved = source_movement(source, read_options).and_then(moved)
                 found = replace(found, rewrites=plan.rewrites, movement=moved)
                 proofs.append(found)
                 if not proofs[-1].proved:
@@ -527,10 +523,16 @@ def block_places(
     return movement.block_places(source.archive, lambda archive: module.read(archive, source.container, told))
 
 
-def _moved(plan: _Plan, written: Path) -> movement.Movement:
-    """Follow every element of a plan's blocks into the written form and back."""
+def _moved(plan: _Plan, back: Archive, *, once_more: bool) -> movement.Movement:
+    """Follow every element of a plan's blocks into the written form and back.
+
+    Args:
+        plan: what was written.
+        back: the written file, read again.
+        once_more: write indices in the place of the numbers; else only the way back is followed, which
+            is enough where the blocks that came back have the bits of the source's.
+    """
     module = registry.module_of(plan.framework)
-    back = registry.container_module(plan.container).read(written)
     options = _with_mapping(_told(plan.model), plan.framework)
 
     def write(model: Model) -> Archive:
@@ -541,7 +543,10 @@ def _moved(plan: _Plan, written: Path) -> movement.Movement:
         model: Model = module.read(archive, plan.container, options)
         return model
 
-    return movement.of_target(plan.model, write, read, back)
+    if once_more:
+        return movement.of_target(plan.model, write, read, back)
+    found = movement.of_source(back, read)
+    return replace(found, source=0, target=found.source)
 
 
 def _made_folder(folder: Path) -> Path | None:
@@ -685,27 +690,28 @@ def prove(
     source: Model,
     lowered: Model,
     written: Path,
+    back: Archive,
     framework: str,
     archive: Archive,
     tolerance: float | None,
     *,
     full: bool = False,
 ) -> Proof:
-    """Read a written file back and compare it with the model that it came from.
+    """Compare a written file with the model that it came from.
 
     Args:
         source: the model as it was read.
         lowered: what it was fitted to.
         written: the file.
+        back: what it holds, read again.
         framework: its framework.
         archive: what was to be written.
         tolerance, full: as for ``convert``.
     """
-    container = registry.container_of(written)
-    back = registry.container_module(container.name).read(written)
+    container = registry.container_of(written).name
     mapping = registry.mapping_of(framework)
     options = _with_mapping(_told(lowered), mapping)
-    target = replace(registry.module_of(mapping).read(back, container.name, options), framework=framework)
+    target = replace(registry.module_of(mapping).read(back, container, options), framework=framework)
     layers, problems = prove_layers(
         source.recurrent, _in_order(target, lowered), tolerance=tolerance, full=full
     )

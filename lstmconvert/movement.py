@@ -5,6 +5,12 @@ an element is its bit pattern in the dtype of the weights, so that the very code
 moves the indices; in dtypes too narrow for that it is written in several digits, one run for each.
 Source: reading is shown to take every element of a layer's tensors once. Target: what is written of
 indexed blocks is read again, and every index must be back in its block, at its place.
+
+Large tensors carry no indices: reading cuts views out of memory that stands in for them, and ``geometry``
+tells from a view's place, lengths and strides which element each of its elements is. That is the same
+proof, complete at any size. With it a large target needs no second writing: where reading takes every
+element of the written file once, and every block read from it has the bits of the source's block, each
+element of the source is in the file, at the place where the target's layout has it.
 """
 
 from __future__ import annotations
@@ -17,9 +23,14 @@ import numpy as np
 from lstmconvert.canonical import RecurrentLayer, Weights
 from lstmconvert.containers import Archive
 from lstmconvert.errors import ConversionError
+from lstmconvert.geometry import Region, StandIn, cover
 from lstmconvert.model import Layer, Model
 from lstmconvert.tensors import Array, Lazy, same_bits
 
+_MAPPED = 1 << 18
+"""Elements of a tensor from which on its geometry is looked at, and not its elements."""
+_COUNTED = 1 << 22
+"""Elements of a file up to which they are followed one by one where their geometry does not tell."""
 _FAILURES = (ConversionError, ValueError, TypeError, KeyError, IndexError, AssertionError)
 
 
@@ -163,18 +174,26 @@ def of_source(archive: Archive, read: Callable[[Archive], Model]) -> Movement:
         by_width.setdefault(tensor.dtype.itemsize, {})[name] = tensor
     result = Movement()
     for tensors in by_width.values():
-        result = result.and_then(_of_source(archive, tensors, read))
+        found = _of_source(archive, tensors, read, _MAPPED)
+        if found.skipped and sum(tensor.size for tensor in tensors.values()) <= _COUNTED:
+            # What reading copies and does not cut out is followed element by element where that is cheap.
+            found = _of_source(archive, tensors, read, _COUNTED + 1)
+        result = result.and_then(found)
     return result
 
 
-def _of_source(archive: Archive, tensors: Mapping[str, Lazy], read: Callable[[Archive], Model]) -> Movement:
-    numbering = _numbering(list(tensors.values()))
-    if numbering is None:
-        return Movement()
-    starts = dict(zip(tensors, np.cumsum([0, *(t.size for t in tensors.values())]), strict=False))
+def _of_source(
+    archive: Archive, tensors: Mapping[str, Lazy], read: Callable[[Archive], Model], mapped: int
+) -> Movement:
+    numbered = {name: tensor for name, tensor in tensors.items() if tensor.size < mapped}
+    stand_ins = {name: StandIn(tensor) for name, tensor in tensors.items() if name not in numbered}
+    width = next(iter(tensors.values())).dtype.itemsize
+    numbering = _Numbering(sum(tensor.size for tensor in numbered.values()), width)
+    starts = dict(zip(numbered, np.cumsum([0, *(t.size for t in numbered.values())]), strict=False))
     models = []
     for digit in range(numbering.digits):
-        indexed = {name: numbering.lazy(t, int(starts[name]), digit) for name, t in tensors.items()}
+        indexed = {name: numbering.lazy(t, int(starts[name]), digit) for name, t in numbered.items()}
+        indexed |= {name: stand_in.lazy for name, stand_in in stand_ins.items()}
         try:
             models.append(read(replace(archive, tensors={**archive.tensors, **indexed})))
         except _FAILURES as error:
@@ -185,12 +204,13 @@ def _of_source(archive: Archive, tensors: Mapping[str, Lazy], read: Callable[[Ar
     problems: list[str] = []
     skipped: list[str] = []
     count = 0
-    order = np.array([int(starts[name]) for name in tensors])
-    names = list(tensors)
+    order = np.array([int(starts[name]) for name in numbered])
+    names = list(numbered)
     for name, layer in models[0].recurrent.items():
         if layer.dtype.itemsize != numbering.width:
             continue
         seen = np.zeros(numbering.total, np.uint8)
+        regions: dict[str, list[Region]] = {}
         computed = False
         own = [
             dict(_blocks(replace(m, layers={name: m.layers[name]}, calls=None, inputs=(), outputs=())))
@@ -204,6 +224,10 @@ def _of_source(archive: Archive, tensors: Mapping[str, Lazy], read: Callable[[Ar
             if id(block) in shared:
                 continue  # gates that share their numbers have one block
             shared.add(id(block))
+            if stand_ins and (found := _region(block, stand_ins)) is not None:
+                regions.setdefault(found[0], []).append(found[1])
+                count += block.size
+                continue
             index = numbering.indices([blocks[place].read() for blocks in own]).ravel()
             if index.min(initial=0) < 0:
                 computed = True
@@ -218,11 +242,29 @@ def _of_source(archive: Archive, tensors: Mapping[str, Lazy], read: Callable[[Ar
             owner = names[int(np.searchsorted(order, at, "right")) - 1]
             problems.append(f"layer {name!r} uses element {at - int(starts[owner])} of {owner!r} twice")
         for tensor in layer.origin:
-            if tensor in tensors:
-                part = seen[int(starts[tensor]) : int(starts[tensor]) + tensors[tensor].size]
+            if tensor in numbered:
+                part = seen[int(starts[tensor]) : int(starts[tensor]) + numbered[tensor].size]
                 if part.any() and not part.all():
                     problems.append(f"layer {name!r} leaves out element {int(np.argmin(part))} of {tensor!r}")
+        for tensor, shown in regions.items():
+            whole = cover(shown, stand_ins[tensor].shape)
+            if whole.twice is not None:
+                problems.append(f"layer {name!r} uses element {whole.twice} of {tensor!r} twice")
+            if whole.missing is not None and tensor in layer.origin:
+                problems.append(f"layer {name!r} leaves out element {whole.missing} of {tensor!r}")
     return Movement(source=count, problems=tuple(problems), skipped=tuple(skipped))
+
+
+def _region(block: Lazy, stand_ins: Mapping[str, StandIn]) -> tuple[str, Region] | None:
+    """The large tensor that a block was cut from, and which of its elements it is."""
+    if block.size == 0:
+        return None
+    array = block.read()
+    for name, stand_in in stand_ins.items():
+        region = stand_in.region(array)
+        if region is not None:
+            return name, region
+    return None
 
 
 def _count(seen: Array, index: Array) -> None:
