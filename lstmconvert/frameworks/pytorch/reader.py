@@ -21,16 +21,14 @@ from lstmconvert import mapping
 from lstmconvert.activations import RELU, TANH, Activation
 from lstmconvert.canonical import (
     Equations,
-    GruEquations,
-    LstmEquations,
     RecurrentDirection,
     RecurrentLayer,
-    ResetPlace,
     RnnEquations,
     SequenceBehaviour,
 )
 from lstmconvert.containers import Archive
 from lstmconvert.errors import AmbiguousSource, BadFile, UnsupportedSource, Usage
+from lstmconvert.frameworks.named_tensors import equations_of
 from lstmconvert.frameworks.pytorch import record
 from lstmconvert.gates import Cell, Direction
 from lstmconvert.layout import Found
@@ -248,10 +246,8 @@ def _equations(
     name: str,
 ) -> Equations:
     _refuse_other_forms(cell, options, name)
-    if cell is Cell.LSTM:
-        return LstmEquations()
-    if cell is Cell.GRU:
-        return GruEquations(ResetPlace.AFTER_PRODUCT)
+    if cell is not Cell.RNN:
+        return equations_of(mapping.load("pytorch").layouts[str(cell)], ReadOptions(), name)
     said = _scripted_activation(module, metadata) or options.activation
     if said is None and isinstance(remembered, RnnEquations):
         return remembered
