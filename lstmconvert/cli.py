@@ -78,7 +78,12 @@ def _conversion_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--no-verify", action="store_true", help="leave out the proof")
     group.add_argument(
-        "--report", metavar="FILE", type=Path, help="write the proof as JSON or, to FILE.html, as a page"
+        "--report",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help="write the proof as JSON or, to FILE.html, as a page; may be given for both",
     )
 
 
@@ -138,7 +143,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--input", metavar="X.npz", type=Path, help="inputs of the whole models")
     sub.add_argument("--tolerance", metavar="X", type=float, help="largest accepted absolute difference")
     sub.add_argument(
-        "--report", metavar="FILE", type=Path, help="write the proof as JSON or, to FILE.html, as a page"
+        "--report",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help="write the proof as JSON or, to FILE.html, as a page; may be given for both",
     )
     sub.add_argument("--from", dest="source_framework", metavar="F", help="framework of SRC")
     _source_options(sub)
@@ -263,11 +273,11 @@ def _show(arguments: argparse.Namespace, value: Any, text: Callable[[], str]) ->
 
 
 def _save_report(arguments: argparse.Namespace, value: Any) -> None:
-    if arguments.report is not None:
-        from lstmconvert import atomic, page
+    from lstmconvert import atomic, page
 
-        with atomic.replacing(arguments.report, overwrite=True) as (place,):
-            place.write_text(page.of_suffix(arguments.report, value), encoding="utf-8")
+    with atomic.replacing(*arguments.report, overwrite=True) as places:
+        for path, place in zip(arguments.report, places, strict=True):
+            place.write_text(page.of_suffix(path, value), encoding="utf-8")
 
 
 def _convert(arguments: argparse.Namespace) -> int:
@@ -285,8 +295,8 @@ def _convert(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
     )
     # The report has the digests of both files, which take their time on large ones.
-    value = report.conversion(results) if arguments.json or arguments.report is not None else {}
-    if arguments.report is not None:
+    value = report.conversion(results) if arguments.json or arguments.report else {}
+    if arguments.report:
         from lstmconvert import gate_maps
 
         told = _read_options(arguments)
@@ -321,7 +331,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     from lstmconvert.errors import Usage
 
     if arguments.target is None:
-        if arguments.input is not None or arguments.runtime or arguments.report is not None:
+        if arguments.input is not None or arguments.runtime or arguments.report:
             raise Usage("one file alone takes no --input, --runtime or --report", remedy="Name both files.")
         carried = conversion.carried_proof(arguments.source, _read_options(arguments))
         _show(arguments, carried, lambda: text.carried(carried))
@@ -336,7 +346,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         runtime=arguments.runtime,
     )
     value = report.verification(proof, arguments.source, arguments.target)
-    if arguments.report is not None:
+    if arguments.report:
         from lstmconvert import gate_maps
 
         sides, told = conversion.open_both(arguments.source, arguments.target, _read_options(arguments))

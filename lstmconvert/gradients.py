@@ -10,17 +10,19 @@ from __future__ import annotations
 import copy
 import importlib
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from lstmconvert import live, whole
+from lstmconvert import layout as layouts
+from lstmconvert import live, mapping, whole
 from lstmconvert.errors import Usage
-from lstmconvert.model import Model
+from lstmconvert.model import Model, OperationLayer
 from lstmconvert.proof import SLACK, WholeProof, gap, scale
-from lstmconvert.tensors import Array
+from lstmconvert.tensors import Array, Lazy
 
 _SEED = 20261123
 
@@ -30,7 +32,7 @@ class _Gradients:
     """Of the inputs, and of the parameters in canonical form."""
 
     inputs: list[Array]
-    blocks: dict[tuple[int, str], Array]
+    blocks: dict[tuple[str, int, str], Array]
 
 
 def prove(first: Any, second: Any, model: Model, *, tolerance: float | None = None) -> WholeProof:
@@ -39,7 +41,8 @@ def prove(first: Any, second: Any, model: Model, *, tolerance: float | None = No
     Args:
         first, second: a ``torch.nn.Module`` or ``keras.Model``.
         model: what ``first`` was read as, with its topology or a single recurrent layer.
-        tolerance: largest accepted absolute difference; worked out from float32 rounding if not given.
+        tolerance: largest accepted absolute difference; worked out from float32 rounding, for each parameter
+            by itself, if not given.
 
     Raises:
         Usage: when one of them is no live model whose gradients can be had.
@@ -59,18 +62,25 @@ def prove(first: Any, second: Any, model: Model, *, tolerance: float | None = No
         *zip(a.inputs, b.inputs, moved.inputs, strict=True),
         *((a.blocks[key], b.blocks[key], moved.blocks[key]) for key in shared),
     ]
-    size = scale([one for one, _, _ in pairs])
     steps = max(x.shape[1] if x.ndim > 1 else 1 for x in inputs)
-    # Every step backwards rounds once; a nudge of the inputs by one unit shows how much that counts.
-    allowed = SLACK * steps * (max(gap([one], [third]) for one, _, third in pairs) + eps * size)
-    errors = {n: gap([one], [two]) for n, (one, two, _) in enumerate(pairs)}
-    worst = max(errors, key=lambda n: errors[n])
-    limit = allowed if tolerance is None else tolerance
-    names = [*(f"input {n}" for n in range(len(a.inputs))), *(name for _, name in shared)]
-    found = errors[worst]
+    limits = [
+        # Every step backwards rounds once; a nudge of the inputs by one unit shows how much that counts.
+        SLACK * steps * (gap([one], [third]) + eps * scale([one])) if tolerance is None else tolerance
+        for one, _, third in pairs
+    ]
+    errors = [gap([one], [two]) for one, two, _ in pairs]
+    excess = [
+        error / limit if limit else float(error > 0) * 2 for error, limit in zip(errors, limits, strict=True)
+    ]
+    worst = max(range(len(pairs)), key=lambda n: excess[n])
+    names = [
+        *(f"input {n}" for n in range(len(a.inputs))),
+        *(f"{kind} {number}: {block}" for kind, number, block in shared),
+    ]
+    found, size = errors[worst], scale([pairs[worst][0]])
     return WholeProof(
-        "gradients", found, found / max(size, 1e-30) if found else 0.0, limit,
-        None if found <= limit else names[worst],
+        "gradients", found, found / max(size, 1e-30) if found else 0.0, limits[worst],
+        None if found <= limits[worst] else names[worst],
     )  # fmt: skip
 
 
@@ -106,14 +116,43 @@ def _gradients(source: Any, inputs: Sequence[Array]) -> _Gradients:
     )
 
 
-def _canonical(model: Model) -> dict[tuple[int, str], Array]:
-    found: dict[tuple[int, str], Array] = {}
-    for number, layer in enumerate(model.recurrent.values()):
-        for direction in layer.directions:
-            for (part, gate), block in direction.weights.items():
-                found[number, f"layer {number}: {direction.direction} {part} {gate or ''}".strip()] = (
-                    np.array(block.read())
-                )
+def _recurrent(model: Model) -> list[tuple[str, dict[str, Lazy]]]:
+    """The kind and the blocks of every recurrent layer."""
+    return [
+        (
+            "recurrent layer",
+            {
+                f"{direction.direction} {part} {gate or ''}".strip(): block
+                for direction in layer.directions
+                for (part, gate), block in direction.weights.items()
+            },
+        )
+        for layer in model.recurrent.values()
+    ]
+
+
+def _neighbours_of_module(module: Any) -> list[tuple[str, dict[str, Lazy]]]:
+    """The kind and the parts of every submodule that is a neighbour in torch's mapping file."""
+    found = []
+    known = [layout for layout in mapping.load("pytorch").layouts.values() if layout.operation]
+    for one in module.modules():
+        tensors = {name: Lazy.of(p.detach().numpy()) for name, p in one.named_parameters(recurse=False)}
+        for layout in known:
+            if type(one).__name__ in layout.classes and tensors:
+                kind = mapping.operation_class(layout.operation).__name__
+                found.append((kind, layouts.unpack_operation(layout, tensors)))
+                break
+    return found
+
+
+def _read(layers: Sequence[tuple[str, Mapping[str, Lazy]]]) -> dict[tuple[str, int, str], Array]:
+    """Every block by the kind of its layer, the layer's place among those of its kind, and its own name."""
+    found: dict[tuple[str, int, str], Array] = {}
+    seen: Counter[str] = Counter()
+    for kind, blocks in layers:
+        for name, block in blocks.items():
+            found[kind, seen[kind], name] = np.array(block.read())
+        seen[kind] += 1
     return found
 
 
@@ -150,7 +189,7 @@ def _torch_gradients(module: Any, inputs: Sequence[Array]) -> _Gradients:
         for parameter in twin.parameters():
             grad = parameter.grad
             parameter.copy_(torch.zeros_like(parameter) if grad is None else grad)
-    return _Gradients(found, _canonical(live.read_any(twin)))
+    return _Gradients(found, _read([*_recurrent(live.read_any(twin)), *_neighbours_of_module(twin)]))
 
 
 def _leaves(value: Any) -> list[Any]:
@@ -190,5 +229,15 @@ def _keras_gradients(model: Any, inputs: Sequence[Array]) -> _Gradients:
     twin = keras.models.clone_model(model)
     twin.set_weights(model.get_weights())
     for variable, grad in zip(twin.trainable_weights, of_weights, strict=True):
-        variable.assign(np.zeros(variable.shape, np.float32) if grad is None else np.asarray(grad))
-    return _Gradients([np.asarray(g) for g in of_inputs if g is not None], _canonical(live.read_any(twin)))
+        # An embedding's gradient comes as the rows that were looked up.
+        variable.assign(tf.zeros(variable.shape) if grad is None else tf.convert_to_tensor(grad))
+    model_of_gradients = live.read_any(twin)
+    neighbours = [
+        (type(layer.operation).__name__, layer.weights)
+        for layer in model_of_gradients.layers.values()
+        if isinstance(layer, OperationLayer) and layer.weights
+    ]
+    return _Gradients(
+        [np.asarray(g) for g in of_inputs if g is not None],
+        _read([*_recurrent(model_of_gradients), *neighbours]),
+    )

@@ -122,6 +122,36 @@ def test_gradients_differ_where_equations_do() -> None:
     assert not gradients.prove(one, two, live.read_any(one)).proved
 
 
+def test_gradients_of_every_parameter_of_a_whole_model() -> None:
+    """The same numbers forwards, and no way back through the LSTM, or through the Dense layer's bias alone."""
+    import keras
+
+    from lstmconvert import gradients, live
+
+    layers = keras.layers
+    model = keras.Sequential([
+        layers.Input((None,), dtype="int32"), layers.Embedding(9, 5), layers.Bidirectional(layers.LSTM(4)),
+        layers.Dense(6, activation="tanh"), layers.LayerNormalization(), layers.Dense(2),
+    ])  # fmt: skip
+    rng = np.random.default_rng(8)
+    model.set_weights([rng.normal(0, 0.5, w.shape) for w in model.get_weights()])
+    read = live.read_any(model)
+    module = lc.to_torch(model)
+    whole = gradients.prove(model, module, read)
+    assert whole.first_difference is None, whole
+
+    handle = module.bidirectional.register_forward_hook(
+        lambda _, inputs, output: (output[0].detach(), tuple(state.detach() for state in output[1]))
+    )
+    cut = gradients.prove(model, module, read)
+    assert cut.first_difference is not None
+    assert "recurrent layer" in cut.first_difference or "Embedding" in cut.first_difference
+    handle.remove()
+    module.dense.register_forward_hook(lambda layer, inputs, y: y - layer.bias + layer.bias.detach())
+    bent = gradients.prove(model, module, read)
+    assert bent.first_difference == "Dense 0: bias"
+
+
 def test_files_have_no_gradients_and_live_models_no_runtime(source: Path) -> None:
     with pytest.raises(lc.Usage, match="gradients"):
         lc.verify(source, source, gradients=True)
