@@ -718,7 +718,8 @@ def prove(
     compared = {name for layer in layers if layer.bit_equal for name in target.recurrent[layer.target].origin}
     problems += _lost_tensors(archive, back, compared)
     problems += _lost_neighbours(lowered, target)
-    whole, skipped = _prove_whole(source, target, written, tolerance, full=full)
+    same = {layer.name: layer.target for layer in layers if layer.not_run}
+    whole, skipped = _prove_whole(source, target, written, tolerance, full=full, same=same)
     return Proof(tuple(layers), tuple(whole), tuple(problems), skipped=tuple(skipped))
 
 
@@ -776,14 +777,20 @@ def _lost_neighbours(lowered: Model, target: Model) -> list[str]:
 
 
 def _prove_whole(
-    source: Model, target: Model, written: Path, tolerance: float | None, *, full: bool
+    source: Model,
+    target: Model,
+    written: Path,
+    tolerance: float | None,
+    *,
+    full: bool,
+    same: Mapping[str, str],
 ) -> tuple[list[WholeProof], list[str]]:
     if source.calls is None:
         return [], []
     from lstmconvert import whole
 
     try:
-        return whole.prove(source, target, written, tolerance, full=full)
+        return whole.prove(source, target, written, tolerance, full=full, same=same)
     except ValueError as error:
         raise BadFile(f"the model does not fit together: {error}") from error
 
@@ -872,7 +879,9 @@ def verify_models(
     if known.calls is not None:
         from lstmconvert import whole
 
-        whole_proofs, skipped = whole.prove(known, other, file, tolerance, inputs=inputs)
+        same = {layer.name: layer.target for layer in layers if layer.not_run}
+        same = same if known is first else {b: a for a, b in same.items()}
+        whole_proofs, skipped = whole.prove(known, other, file, tolerance, inputs=inputs, same=same)
     elif inputs is not None:
         raise Usage(
             "there is no whole model that could take the input: neither side says how its layers are wired",

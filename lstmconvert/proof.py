@@ -55,6 +55,11 @@ class LayerProof:
     differing: tuple[tuple[str, float, int | None], ...] = ()
 
     @property
+    def not_run(self) -> bool:
+        """Whether the bits and equations are the same, and so large that this was proof enough."""
+        return self.bit_equal and not self.time_errors
+
+    @property
     def proved(self) -> bool:
         """Whether the difference is within the tolerance (never, when it is not a number)."""
         return bool(self.max_abs_error <= self.tolerance)

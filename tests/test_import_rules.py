@@ -32,7 +32,7 @@ ROOMS: tuple[frozenset[str], ...] = (
     frozenset({"containers"}),
     frozenset({"registry", "dialect", "bias_split", "lowering", "simplify"}),
     frozenset({"frameworks"}),
-    frozenset({"proof", "capabilities", "movement"}),
+    frozenset({"proof", "capabilities", "movement", "sketch"}),
     frozenset({"whole", "report", "page"}),
     frozenset({"conversion"}),
     frozenset(

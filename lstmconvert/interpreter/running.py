@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -57,19 +57,34 @@ def run(model: Model, *inputs: Any, dtype: Any = None, **named: Any) -> Array | 
     return outputs[0] if len(outputs) == 1 else outputs
 
 
-def run_values(model: Model, inputs: Mapping[str, Any], *, dtype: Any = None) -> dict[str, Array]:
+class RunsDirections(Protocol):
+    """What runs the directions of a layer: ``equations.run_directions``, or what stands in its place."""
+
+    def __call__(
+        self, layer: RecurrentLayer, x: Array, *, mask: Any = None, initial_state: Any = None
+    ) -> tuple[list[Array], list[equations.State]]: ...
+
+
+def run_values(
+    model: Model,
+    inputs: Mapping[str, Any],
+    *,
+    dtype: Any = None,
+    instead: Mapping[str, RunsDirections] | None = None,
+) -> dict[str, Array]:
     """Every value that a model computes on its way, under its name.
 
     Args:
         model: whose topology is known.
         inputs: an array for every input port, under its name.
         dtype: as for ``run``.
+        instead: by the names of recurrent layers, what runs in their place.
 
     Raises:
         UnsupportedSource: when the topology is not known.
         ValueError: on inputs that are missing, unknown or of the wrong shape.
     """
-    return _evaluate(model, inputs, dtype, keep_all=True)
+    return _evaluate(model, inputs, dtype, keep_all=True, instead=instead)
 
 
 def _check_topology(model: Model) -> tuple[Call, ...]:
@@ -83,7 +98,14 @@ def _check_topology(model: Model) -> tuple[Call, ...]:
     return model.calls
 
 
-def _evaluate(model: Model, inputs: Mapping[str, Any], dtype: Any, *, keep_all: bool) -> dict[str, Array]:
+def _evaluate(
+    model: Model,
+    inputs: Mapping[str, Any],
+    dtype: Any,
+    *,
+    keep_all: bool,
+    instead: Mapping[str, RunsDirections] | None = None,
+) -> dict[str, Array]:
     calls = _check_topology(model)
     wanted = None if dtype is None else np.dtype(dtype)
     if wanted is not None and wanted not in operations.FLOATING:
@@ -93,7 +115,7 @@ def _evaluate(model: Model, inputs: Mapping[str, Any], dtype: Any, *, keep_all: 
     # Overflow and division by zero give infinities and NaNs here as they do in the frameworks.
     with np.errstate(all="ignore"):
         for index, call in enumerate(calls):
-            values.update(_call(model, call, values, wanted))
+            values.update(_call(model, call, values, wanted, (instead or {}).get(call.layer)))
             for name in last_use.get(index, ()):
                 del values[name]
     return values
@@ -152,7 +174,11 @@ def _as_port(array: Array, declared: np.dtype[Any], dtype: np.dtype[Any] | None)
 
 
 def _call(
-    model: Model, call: Call, values: Mapping[str, Array], dtype: np.dtype[Any] | None
+    model: Model,
+    call: Call,
+    values: Mapping[str, Array],
+    dtype: np.dtype[Any] | None,
+    instead: RunsDirections | None,
 ) -> dict[str, Array]:
     layer = model.layers[call.layer]
     inputs = [values[name] for name in call.inputs]
@@ -160,7 +186,8 @@ def _call(
     try:
         if isinstance(layer, RecurrentLayer):
             states = [values[name] for name in call.initial_state]
-            results = run_recurrent(layer, inputs[0], mask=mask, states=states, dtype=dtype)
+            runs = instead or equations.run_directions
+            results = run_recurrent(layer, inputs[0], mask=mask, states=states, dtype=dtype, runs=runs)
         else:
             results = operations.run(layer, inputs, mask=mask, dtype=dtype)
     except (ValueError, IndexError) as error:
@@ -181,6 +208,7 @@ def run_recurrent(
     mask: Array | None = None,
     states: Sequence[Array] = (),
     dtype: np.dtype[Any] | None = None,
+    runs: RunsDirections = equations.run_directions,
 ) -> tuple[Array, ...]:
     """What a call of a recurrent layer gives, with its ``SequenceBehaviour``.
 
@@ -194,6 +222,7 @@ def run_recurrent(
         states: initial states, each (batch, size): h, c, reverse h, reverse c; trained ones or zeros if
             not given (a stateful layer starts there too).
         dtype: of the computation, if not by promotion.
+        runs: what runs the directions.
 
     Returns:
         The sequence (batch, time, width) or last step (batch, width), two of them with
@@ -201,9 +230,7 @@ def run_recurrent(
     """
     if dtype is not None and (layer.dtype != dtype or x.dtype != dtype):
         layer, x = _in_dtype(layer, dtype), x.astype(dtype, copy=False)
-    outputs, finals = equations.run_directions(
-        layer, x, mask=mask, initial_state=_stacked(layer, states) if states else None
-    )
+    outputs, finals = runs(layer, x, mask=mask, initial_state=_stacked(layer, states) if states else None)
     behaviour = layer.sequence
     if behaviour.returns is Returns.LAST:
         if x.shape[1] == 0:
