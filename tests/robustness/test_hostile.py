@@ -168,25 +168,40 @@ def test_the_fuzzer_sees_what_should_not_happen(tmp_path: Path, monkeypatch: pyt
         raise KeyError("x")
 
     monkeypatch.setattr(cli, "main", broken)
-    assert fuzz.run_case(tmp_path / "a", "x.h5", b"x", ["inspect"], watch) == ("traceback", "KeyError: 'x'")
+    case = fuzz.FuzzCase("x", "x.h5", {"x.h5": b"x"}, "x.h5", ("inspect",))
+    assert fuzz.run_case(tmp_path / "a", case, watch) == ("traceback", "KeyError: 'x'")
 
     def careless(arguments: list[str]) -> int:
         subprocess.run([sys.executable, "-c", ""], check=True)
-        Path(arguments[1]).with_name("left").write_bytes(b"")
+        (Path(arguments[1]).parent.parent / "left").write_bytes(b"")
         return 4
 
     monkeypatch.setattr(cli, "main", careless)
-    _, wrong = fuzz.run_case(tmp_path / "b", "x.h5", b"x", ["inspect"], watch)
+    _, wrong = fuzz.run_case(tmp_path / "b", case, watch)
     assert "subprocess.Popen" in wrong
     assert "left left behind" in wrong
     assert "without a message" in wrong
 
+    def inventing(arguments: list[str]) -> int:
+        with np.load(arguments[1]) as given:
+            changed = {name: array + 1 for name, array in given.items()}
+        np.savez(arguments[3], **changed)
+        return 0
+
+    monkeypatch.setattr(cli, "main", inventing)
+    np.savez(tmp_path / "x.npz", kernel=np.eye(3, dtype=np.float32))
+    files = {"x.npz": (tmp_path / "x.npz").read_bytes()}
+    case = fuzz.FuzzCase("x", "x.npz", files, "x.npz", ("convert", "-o", "out.npz"))
+    _, wrong = fuzz.run_case(tmp_path / "c", case, watch)
+    assert wrong == "proved 1 weights that the source does not have, such as 2.0"
+
 
 def test_a_case_of_a_seed_is_always_the_same() -> None:
     fuzz = script("fuzz")
-    files = {"a.npz": b"PK" + bytes(range(200)), "b.h5": bytes(100)}
-    assert [fuzz.make_case(files, 5, n) for n in range(50)] == [
-        fuzz.make_case(files, 5, n) for n in range(50)
+    contents = {"a.npz": b"PK" + bytes(range(200)), "b.h5": bytes(100)}
+    known = {name: fuzz.Seed(name, {name: data}, "numpy") for name, data in contents.items()}
+    assert [fuzz.make_case(known, 5, n) for n in range(50)] == [
+        fuzz.make_case(known, 5, n) for n in range(50)
     ]
 
 
