@@ -399,12 +399,12 @@ class _Calling:
                 source, number = self.plan.mask_makers[mask.value]
                 x = self._tensor(source)
                 differs = self._operator(
-                    "NotEqual", {}, (x, 0 if number is None else number), "not_equal", "bool"
+                    "NotEqual", {}, (x, 0 if number is None else number), "mask_differs", "bool"
                 )
                 if number is None:
                     return differs
                 return self._operator(
-                    "Any", {"axis": -1, "keepdims": False}, (differs,), "any", "bool", x.shape[:-1]
+                    "Any", {"axis": -1, "keepdims": False}, (differs,), "mask", "bool", x.shape[:-1]
                 )
             case AnyOf() | AllOf():
                 operator = "LogicalOr" if isinstance(mask, AnyOf) else "LogicalAnd"

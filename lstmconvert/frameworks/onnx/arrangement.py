@@ -73,6 +73,13 @@ class Held:
         return tuple(symbolic(axis) for axis in self.axes)
 
 
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A tensor that the model cannot express, and why."""
+
+    reason: str
+
+
 def length(axis: Axis) -> int | None:
     """An axis's length, ``None`` where it is free."""
     sizes = [atom.size for atom in axis]

@@ -46,6 +46,16 @@ def _combine(kind: Combination) -> Callable[[Node], list[Held]]:
     return reader
 
 
+def _of_masks(kind: Combination) -> Callable[[Node], list[Held]]:
+    def reader(node: Node) -> list[Held]:
+        parts = [node.held(n) for n in range(len(node.inputs))]
+        if any(part.dtype != "bool" for part in parts):
+            raise NotUnderstood("it takes something else than masks")
+        return [_combined(node, kind, parts)]
+
+    return reader
+
+
 def _combined(node: Node, kind: Combination, parts: Sequence[Held]) -> Held:
     first = parts[0]
     if len(parts) == 1:
@@ -73,7 +83,10 @@ def _with_constant(node: Node, kind: Combination) -> Held:
         raise NotUnderstood("it combines several tensors with a constant")
     constant_first = node.constant(0) is not None
     known = node.weights(0 if constant_first else 1, "operand")
-    x = node.held(1 if constant_first else 0)
+    return _scaled(node, kind, node.held(1 if constant_first else 0), known, constant_first=constant_first)
+
+
+def _scaled(node: Node, kind: Combination, x: Held, known: Lazy, *, constant_first: bool) -> Held:
     if known.dtype.kind != "f" and known.dtype.name != "bfloat16":
         raise NotUnderstood("it computes with integers")
     if len(known.shape) > x.rank:
@@ -119,12 +132,24 @@ def _rescaled(kind: Combination, number: float | tuple[float, ...], *, constant_
 def _divide(node: Node) -> list[Held]:
     node.only()
     divisor = node.constant(1)
-    if divisor is None or divisor.dtype.kind != "f" or divisor.size != 1:
-        raise NotUnderstood("it divides by something else than one number")
-    number = float(divisor.read().reshape(()))
-    if number == 0 or float(np.frexp(abs(number))[0]) != 0.5:
-        raise NotUnderstood("it divides by a number whose reciprocal would be rounded")
-    return [node.same(Rescaling(1 / number, 0.0), node.held(0))]
+    if divisor is None or divisor.dtype.kind != "f":
+        raise NotUnderstood("it divides by something else than numbers")
+    x = node.held(0)
+    if divisor.size == 1:
+        mean = node.topology.averaged(x, float(divisor.read().reshape(())))
+        if mean is not None:
+            return [mean]
+    values = divisor.read()
+    with np.errstate(divide="ignore"):
+        reciprocal = np.asarray(1 / values.astype(np.float64), values.dtype)
+    if not np.isfinite(reciprocal).all():
+        raise NotUnderstood("it divides by zero")
+    exact = bool((np.abs(np.frexp(values.astype(np.float64))[0]) == 0.5).all())
+    if not exact:
+        node.topology.rewrites.append(
+            f"{node.name}: a division became a multiplication by the reciprocal, rounded once"
+        )
+    return [_scaled(node, Combination.MULTIPLY, x, Lazy.of(reciprocal), constant_first=False)]
 
 
 def _power(node: Node) -> list[Held]:
@@ -222,6 +247,8 @@ ELEMENTWISE: Mapping[str, Reader] = MappingProxyType(
         "Mean": _combine(Combination.AVERAGE),
         "Max": _combine(Combination.MAXIMUM),
         "Min": _combine(Combination.MINIMUM),
+        "And": _of_masks(Combination.AND),
+        "Or": _of_masks(Combination.OR),
         "Div": _divide,
         "Pow": _power,
         "Relu": _with("relu"),

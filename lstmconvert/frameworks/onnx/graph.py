@@ -110,6 +110,16 @@ class Graph:
         """Name of the layer that is being written; of a layer's second use with a number."""
         return self._scope
 
+    @property
+    def nodes(self) -> Sequence[NodeProto]:
+        """The nodes so far."""
+        return self._nodes
+
+    @property
+    def constants(self) -> Mapping[str, TensorProto]:
+        """The small constants so far."""
+        return self._constants
+
     @staticmethod
     def _unique(wanted: str, taken: set[str]) -> str:
         name, number = wanted, 1

@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from lstmconvert.frameworks.onnx.arrangement import Held
+from lstmconvert.frameworks.onnx.arrangement import Held, Unknown
 from lstmconvert.frameworks.onnx.neighbour_node import Node
-from lstmconvert.frameworks.onnx.topology import Unknown
 
 
 class Piece(StrEnum):

@@ -264,7 +264,7 @@ def _joined(node: Node, parts: Sequence[Held], axis: int) -> Held:
     axes = (*first.axes[:axis], joined, *first.axes[axis + 1 :])
     if all(pattern(part) == pattern(first) for part in parts) and first.axes[axis] in first.logical[1:]:
         place = first.logical.index(first.axes[axis])
-        value = node.call(_joined_on(place, len(first.logical)), parts)
+        value = node.call(_joined_on(place, first, len(first.logical)), parts)
         logical = (*first.logical[:place], joined, *first.logical[place + 1 :])
         return Held(value, logical, axes, first.dtype)
     order = batch_first_order(first)
@@ -272,12 +272,13 @@ def _joined(node: Node, parts: Sequence[Held], axis: int) -> Held:
     place = order.index(axis)
     if place == 0:
         raise NotUnderstood("it joins batches")
-    value = node.call(_joined_on(place, first.rank), turned)
+    value = node.call(_joined_on(place, first, first.rank), turned)
     return Held(value, tuple(axes[n] for n in order), axes, first.dtype)
 
 
-def _joined_on(place: int, rank: int) -> Concatenate:
-    return Concatenate(-1 if place == rank - 1 else place)
+def _joined_on(place: int, first: Held, rank: int) -> Concatenate:
+    """Features are the last axis; a mask has steps only, and time is axis 1."""
+    return Concatenate(-1 if place == rank - 1 and first.dtype != "bool" else place)
 
 
 MOVING: Mapping[str, Reader] = MappingProxyType(

@@ -11,13 +11,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from lstmconvert.frameworks.onnx import indices
-from lstmconvert.frameworks.onnx.arrangement import Held
+from lstmconvert.frameworks.onnx.arrangement import Held, Unknown
 from lstmconvert.frameworks.onnx.constants import Graphs, Scope, node_name
 from lstmconvert.frameworks.onnx.elementwise import ELEMENTWISE
 from lstmconvert.frameworks.onnx.moving import MOVING
 from lstmconvert.frameworks.onnx.neighbour_node import Node
 from lstmconvert.frameworks.onnx.sliding import SLIDING
-from lstmconvert.frameworks.onnx.topology import NotUnderstood, Topology, Unknown
+from lstmconvert.frameworks.onnx.topology import NotUnderstood, Topology
 from lstmconvert.frameworks.onnx.weighted import WEIGHTED
 
 if TYPE_CHECKING:

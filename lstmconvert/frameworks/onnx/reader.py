@@ -92,6 +92,7 @@ def read(archive: Archive, options: ReadOptions) -> Model:
     }
     if options.layer is not None:
         return Model(layers, framework="onnx", metadata=metadata)
+    rewrites += topology.rewrites
     try:
         wiring = topology.finish()
     except UnsupportedSource as error:

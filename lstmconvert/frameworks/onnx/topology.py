@@ -15,24 +15,31 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lstmconvert.activations import LINEAR
-from lstmconvert.canonical import Merge, RecurrentLayer, Returns
+from lstmconvert.canonical import Merge, RecurrentLayer
 from lstmconvert.errors import UnsupportedSource
+from lstmconvert.frameworks.onnx import masked, tables
 from lstmconvert.frameworks.onnx.arrangement import (
     Atom,
     Axis,
     CannotArrange,
     Held,
     Moved,
+    Unknown,
     length,
     pieces,
     steps,
 )
 from lstmconvert.frameworks.onnx.constants import Graphs, Scope, node_name
+from lstmconvert.frameworks.onnx.masked_layers import Directed, MaskedLayers
+from lstmconvert.frameworks.onnx.patterns import Flow, Maker, makers_of
 from lstmconvert.frameworks.onnx.recurrent_node import Recurrent
+from lstmconvert.frameworks.onnx.recurrent_use import RAW, RecurrentUse, finished
+from lstmconvert.frameworks.onnx.tables import IndexMask
 from lstmconvert.gates import Cell
 from lstmconvert.model import Call, Layer, OperationLayer, Port
 from lstmconvert.operations import (
-    Concatenate,
+    Combination,
+    Combine,
     Convolution1D,
     Convolution2D,
     Dense,
@@ -51,48 +58,8 @@ STACK = "stack"
 """Note of a layer that takes the sequence of another one and nothing else: the first of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unknown:
-    """A tensor that the model cannot express, and why."""
-
-    reason: str
-
-
 class NotUnderstood(Exception):
     """A node is not understood; the text says what about it."""
-
-
-@dataclass(slots=True)
-class _RecurrentCall:
-    """A use of a recurrent layer, before it is known which of its outputs are needed."""
-
-    layer: RecurrentLayer
-    value: str
-    initial_state: tuple[str, ...]
-
-    def output(self, kind: str) -> str:
-        return f"{self.layer.name}.{kind}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Directed:
-    """An output of a recurrent layer of two directions.
-
-    Attributes:
-        call: the layer's use.
-        kind: which of its outputs.
-        directions: the factor that runs over the directions.
-        axes: the axes of the output without it.
-    """
-
-    call: _RecurrentCall
-    kind: str
-    directions: Atom
-    axes: tuple[Axis, ...]
-
-
-MERGES = (Merge.SUM, Merge.AVERAGE, Merge.MULTIPLY)
-"""The merge modes that are a reduction over the axis of the directions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +86,20 @@ class Topology:
 
     def __init__(self, graphs: Graphs) -> None:
         self._graph = graphs.model.graph
+        self.opset = graphs.opsets.get("", 1)
+        self.maskings: dict[tuple[str, float], tuple[str, ...]] = {}
         self._tensors: dict[str, Held | Unknown] = {}
         self._layers: dict[str, Layer] = {}
-        self._calls: list[Call | _RecurrentCall] = []
+        self._calls: list[Call | RecurrentUse | IndexMask] = []
         self._producers: dict[str, str] = {}
         self._shared: set[str] = set()
         self._whole_numbers: dict[str, Held] = {}
         self._rows: dict[str, int] = {}
         self._values: set[str] = set()
-        self._directed: dict[str, _Directed] = {}
+        self.rewrites: list[str] = []
+        self._directed: dict[str, Directed] = {}
+        self._makers: dict[str, Maker] = {}
+        self._masked = MaskedLayers(self.opset, self._tensors, self._directed, self._values)
         self._uses = Counter(_names_used(self._graph))
         self._ports = self._input_ports()
         self._unstated = [port.name for port in self._ports]
@@ -221,16 +193,50 @@ class Topology:
 
         The values are taken as they are; ``arranged`` comes first.
         """
+        return self.call_several(name, operation, inputs, weights, origin)[0]
+
+    def call_several(
+        self,
+        name: str,
+        operation: Operation,
+        inputs: Sequence[Held],
+        weights: Mapping[str, Lazy] | None = None,
+        origin: Iterable[str] = (),
+        *,
+        more: Sequence[str] = (),
+        mask: Held | None = None,
+    ) -> tuple[str, ...]:
+        """Use a new layer on values; the names of what it gives.
+
+        Args:
+            name: of the layer, made unique.
+            operation: what it computes.
+            inputs: what it takes, as it is; ``arranged`` comes first.
+            weights, origin: its weights, and the names of their tensors.
+            more: what stands behind its name for its outputs after the first.
+            mask: what it heeds.
+        """
         if any(not held.value for held in inputs):
             raise NotUnderstood("it takes a piece of a tensor that is only known by its parts")
         layer = _unique(name, self._layers)
-        value = _unique(layer, self._values)
-        self._values.add(value)
+        values = []
+        for after in ("", *more):
+            values.append(_unique(f"{layer}{after}", self._values))
+            self._values.add(values[-1])
         parts = MappingProxyType(dict(weights or {}))
         self._layers[layer] = OperationLayer(layer, operation, parts, tuple(origin))
-        self._calls.append(Call(layer, tuple(held.value for held in inputs), (value,)))
-        self._producers[value] = layer
-        return value
+        heeded = None if mask is None else mask.value
+        self._calls.append(Call(layer, tuple(held.value for held in inputs), tuple(values), heeded))
+        self._producers[values[0]] = layer
+        return tuple(values)
+
+    def index_mask(self, index: Held) -> Held:
+        """The mask that is true where an index is not zero, which a table that is looked up gives."""
+        value = f"{index.value}.mask"
+        if value not in self._values:
+            self._values.add(value)
+            self._calls.append(IndexMask(index.value, value))
+        return replace(index, value=value, dtype="bool", parts=())
 
     def arranged(self, held: Held, wanted: Sequence[Axis], name: str) -> Held:
         """The tensor as a value whose axes are ``wanted``.
@@ -273,6 +279,29 @@ class Topology:
             return None
         return layer if operation.activation == LINEAR else None
 
+    def averaged(self, held: Held, count: float) -> Held | None:
+        """A sum of so many values that nothing else takes, as their mean; ``None`` of anything else."""
+        terms = self._terms(held.value)
+        layer = self._layers.get(self._producers.get(held.value, ""))
+        if len(terms) != count or count < 2 or not isinstance(layer, OperationLayer):
+            return None
+        places = {call.outputs[0]: n for n, call in enumerate(self._calls) if isinstance(call, Call)}
+        self._layers[layer.name] = replace(layer, operation=Combine(Combination.AVERAGE))
+        self._calls[places[held.value]] = Call(layer.name, tuple(terms), (held.value,))
+        return held
+
+    def _terms(self, value: str) -> list[str]:
+        """The values of which a value is the sum, in order; itself where it is none."""
+        layer = self._layers.get(self._producers.get(value, ""))
+        if (
+            value in self._shared
+            or not isinstance(layer, OperationLayer)
+            or layer.operation != Combine(Combination.ADD)
+        ):
+            return [value]
+        call = next(c for c in self._calls if isinstance(c, Call) and c.outputs[0] == value)
+        return [*self._terms(call.inputs[0]), *call.inputs[1:]]
+
     def finish_layer(self, layer: OperationLayer) -> None:
         """Put a layer in the place of that of the same name."""
         self._layers[layer.name] = layer
@@ -303,13 +332,18 @@ class Topology:
 
     def neighbour(self, node: onnx.NodeProto, scope: Scope, graphs: Graphs) -> None:
         """Take in a node that is not recurrent."""
-        from lstmconvert.frameworks.onnx import neighbours
+        from lstmconvert.frameworks.onnx import neighbours, supposed
 
         if scope.path:
             return
         self._state_inputs(scope)
         name = node_name(node)
         place = f"node {name!r} ({node.op_type})"
+        if len(node.output) == 1:
+            piece = self._masked.piece(self.flow(scope), node.output[0]) or supposed.read(self, node, scope)
+            if piece is not None:
+                self._give(node.output[0], piece, scope)
+                return
         try:
             results: Sequence[Held | Unknown] = neighbours.read(self, node, scope, graphs)
         except _Passed as passed:
@@ -358,19 +392,39 @@ class Topology:
             self._give_up(node.outputs, f"layer {node.name!r}: {error}")
 
     def _recurrent(self, node: Recurrent, layer: RecurrentLayer, scope: Scope) -> None:
+        use = RecurrentUse(layer, "")
+        mask = None
         if "sequence_lens" in node.inputs:
-            raise NotUnderstood("its sequence lengths are an input of their own")
-        x = self.get(node.inputs["X"])
+            x, mask = self._masked_input(node, layer, scope)
+            use.mask, use.compacted = mask.value, True
+        else:
+            x = self.get(node.inputs["X"])
         if x.rank != 3:
             raise NotUnderstood(f"its input has {x.rank} axes")
         first, second, features = x.axes
         batch, time = (first, second) if node.batch_first else (second, first)
         x = self.arranged(x, [batch, time, features], layer.name)
-        call = _RecurrentCall(layer, x.value, self._initial_state(node, layer, scope))
-        self._calls.append(call)
+        use.value, use.initial_state = x.value, self._initial_state(node, layer, scope)
+        self._calls.append(use)
+        if mask is not None:
+            compact = Atom(None)
+            self._masked.note(compact, use, mask)
+            time = (compact,)
+        held = self._recurrent_outputs(node, use, batch, time)
+        for key, tensor in zip(("initial_h", "initial_c"), held[1:], strict=False):
+            if key in node.inputs:
+                self._masked.note_initial(tensor.value, self.flow(scope).source(node.inputs[key]))
+        for name, tensor in zip(node.outputs, held, strict=False):
+            self._give(name, tensor, scope)
+
+    def _recurrent_outputs(self, node: Recurrent, use: RecurrentUse, batch: Axis, time: Axis) -> list[Held]:
+        """Y, Y_h and Y_c as arrangements of values."""
+        layer = use.layer
         width = Atom(layer.hidden_size)
         directions = Atom(len(layer.directions))
-        many = (directions,) if len(layer.directions) == 2 else ()
+        many = (directions,) if use.both else ()
+        # A state of a masked node is the initial one where no step is valid; what the runtime gives is not.
+        raw = RAW if use.compacted and use.starts_elsewhere else ""
 
         def placed(*axes: Axis) -> tuple[Axis, ...]:
             """Axes (batch, time, directions, hidden), time left out in a state, in the order of the node."""
@@ -379,31 +433,63 @@ class Topology:
             return (axes[1], axes[2], axes[0], axes[3]) if len(axes) == 4 else (axes[1], axes[0], axes[2])
 
         dtype = str(layer.dtype)
-        held = [
-            Held(call.output("y"), (batch, time, (*many, width)), placed(batch, time, many, (width,)), dtype)
-        ]
-        for kind in ("h", "c") if layer.cell is Cell.LSTM else ("h",):
+        axes = placed(batch, time, many, (width,))
+        apart = tuple(
+            Held.plain(use.output(f"y/{n}"), (batch, time, (width,)), dtype) for n in range(1 + use.both)
+        )
+        parts = ((directions, apart),) if many and use.compacted else ()
+        held = [Held(use.output("y"), (batch, time, (*many, width)), axes, dtype, parts)]
+        for kind in use.state_kinds:
             axes = placed(batch, many, (width,))
-            parts = [Held.plain(call.output(kind), (batch, (width,)), dtype)]
+            ends = [Held.plain(use.output(f"{kind}{raw}"), (batch, (width,)), dtype)]
             if many:
-                parts.append(Held.plain(call.output(f"{kind}_reverse"), (batch, (width,)), dtype))
-                both = call.output(f"{kind}_both")
-                held.append(Held(both, (batch, (*many, width)), axes, dtype, ((directions, tuple(parts)),)))
+                ends.append(Held.plain(use.output(f"{kind}_reverse{raw}"), (batch, (width,)), dtype))
+                both = use.output(f"{kind}_both{raw}")
+                held.append(Held(both, (batch, (*many, width)), axes, dtype, ((directions, tuple(ends)),)))
             else:
-                held.append(parts[0].arranged(axes))
+                held.append(ends[0].arranged(axes))
         self._values.update(h.value for h in held)
         if many:
-            self._directed[held[0].value] = _Directed(call, "y", directions, (batch, time, (width,)))
-            self._directed[held[1].value] = _Directed(call, "h_both", directions, (batch, (width,)))
-        for name, tensor in zip(node.outputs, held, strict=False):
-            self._give(name, tensor, scope)
+            self._directed[held[0].value] = Directed(use, "y", directions, (batch, time, (width,)))
+            self._directed[held[1].value] = Directed(use, f"h_both{raw}", directions, (batch, (width,)))
+        return held
+
+    # Masked nodes.
+
+    def flow(self, scope: Scope) -> Flow:
+        """The graph, for those who look for patterns in it."""
+        if not self._makers:
+            self._makers = makers_of(self._graph.node)
+        return Flow(self._makers, scope.constant)
+
+    def _masked_input(self, node: Recurrent, layer: RecurrentLayer, scope: Scope) -> tuple[Held, Held]:
+        """All the steps of the sequences, as the node's X would be, and the mask."""
+        flow = self.flow(scope)
+        name = masked.mask_of(flow, self.opset, node.inputs["sequence_lens"])
+        if name is None:
+            raise NotUnderstood("its sequence lengths are an input of their own")
+        mask = self.get(name)
+        if node.batch_first or mask.rank != 2 or mask.dtype != "bool":
+            raise NotUnderstood("its sequence lengths are not those of a mask (batch, time)")
+        mask = self.arranged(mask, mask.axes, f"{layer.name}/mask")
+        given = self.peek(node.inputs["X"])
+        if isinstance(given, Held) and (whole := self._masked.any_spread(given, mask)) is not None:
+            return whole, mask
+        fed = masked.fed(flow, self.opset, name, node.inputs["X"], layer.input_size)
+        if not fed.x:
+            raise NotUnderstood("it is fed something else than the valid steps of its mask")
+        x = self.get(fed.x)
+        if x.rank != 3:
+            raise NotUnderstood(f"its input has {x.rank} axes")
+        return (x if fed.time_major else x.arranged((x.axes[1], x.axes[0], x.axes[2]))), mask
 
     def merged(self, x: Held, place: int, merge: Merge) -> Held | None:
         """Both directions of a recurrent layer as one; ``None`` where the axis is not that of directions."""
         found = self._directed.get(x.value)
         if found is None or x.axes[place] != (found.directions,):
             return None
-        value = found.call.output(f"{found.kind}_{merge}")
+        kind, mark, rest = found.kind.partition("@") if "@" in found.kind else found.kind.partition(RAW)
+        value = found.call.output(f"{kind}_{merge}{mark}{rest}")
         self._values.add(value)
         return Held.plain(value, found.axes, x.dtype).arranged(a for n, a in enumerate(x.axes) if n != place)
 
@@ -442,29 +528,42 @@ class Topology:
         needed = {port.value for port in outputs}
         kept: list[list[Call]] = []
         layers = dict(self._layers)
+        renamed: dict[str, str] = {}
+        asked: list[IndexMask] = []
+        unused: list[Call] = []
         for call in reversed(self._calls):
-            if isinstance(call, _RecurrentCall):
-                used = _finished(call, needed)
+            if isinstance(call, RecurrentUse):
+                used = finished(call, needed)
                 if used is None:
                     continue
-                layer, extra, calls = used
-                layers[layer.name] = layer
-                layers |= extra
+                layers |= used.layers
+                renamed |= used.renamed
+                calls = list(used.calls)
+            elif isinstance(call, IndexMask):
+                if call.value in needed:
+                    asked.append(call)
+                continue
             elif needed.isdisjoint(call.outputs):
-                del layers[call.layer]
+                unused.append(call)
                 continue
             else:
                 calls = [call]
             for one in calls:
-                needed.update(one.inputs, one.initial_state)
+                needed.update(one.inputs, one.initial_state, [one.mask] if one.mask else [])
             kept.append(calls)
-        ordered = [call for calls in reversed(kept) for call in calls]
+        ordered = [_renamed(call, renamed) for calls in reversed(kept) for call in calls]
+        for mask in reversed(asked):
+            ordered, layers = tables.with_mask(mask, ordered, unused, layers)
+        for call in unused:
+            if all(call.layer != other.layer for other in ordered):
+                del layers[call.layer]
+        outputs = tuple(replace(port, value=renamed.get(port.value, port.value)) for port in outputs)
         names = dict.fromkeys([*(call.layer for call in ordered), *layers])
         return Wiring({name: layers[name] for name in names}, tuple(ordered), self._ports, outputs)
 
     def stacks(self) -> dict[str, str]:
         """The recurrent layers that follow one on another, each with the first of its stack."""
-        calls = {call.output("y"): call for call in self._calls if isinstance(call, _RecurrentCall)}
+        calls = {call.output("y"): call for call in self._calls if isinstance(call, RecurrentUse)}
         takers = Counter(call.value for call in calls.values())
         result: dict[str, str] = {}
         for call in calls.values():
@@ -480,72 +579,14 @@ class _Passed(Exception):
     """A node takes a tensor that is not understood already; the text is that reason."""
 
 
-def _finished(
-    call: _RecurrentCall, needed: set[str]
-) -> tuple[RecurrentLayer, dict[str, Layer], list[Call]] | None:
-    """The call with the outputs that are needed; ``None`` where none is."""
-    layer, both = call.layer, len(call.layer.directions) == 2
-    kinds = ("h", "c") if layer.cell is Cell.LSTM else ("h",)
-    states = [call.output(kind + end) for end in ("", "_reverse")[: 1 + both] for kind in kinds]
-    last = call.output("h_both" if both else "h")
-    merged = [
-        (kind, merge)
-        for kind in ("y", "h_both")
-        for merge in MERGES
-        if call.output(f"{kind}_{merge}") in needed
-    ]
-    if merged:
-        return _merged(call, merged, needed)
-    sequence = call.output("y") in needed
-    joined = [kind for kind in kinds if both and call.output(f"{kind}_both") in needed]
-    if not sequence and not joined and needed.isdisjoint(states):
-        return None
-    if not sequence and needed.isdisjoint({*states, call.output("c_both")} - {last}):
-        outputs: tuple[str, ...] = (last,)
-        joined = []
-    else:
-        first = last if both and last in needed else call.output("last")
-        joined = [kind for kind in joined if sequence or kind != "h"]
-        with_states = bool(joined) or not needed.isdisjoint(states)
-        outputs = (call.output("y") if sequence else first, *(states if with_states else ()))
-    returns = Returns.SEQUENCE if sequence else Returns.LAST
-    # Values are batch first, whatever the node's own layout was.
-    behaviour = replace(layer.sequence, returns=returns, return_state=len(outputs) > 1, time_major=False)
-    calls = [Call(layer.name, (call.value,), outputs, initial_state=call.initial_state)]
-    extra: dict[str, Layer] = {}
-    for kind in joined:
-        name = f"{layer.name}/{kind}_both"
-        extra[name] = OperationLayer(name, Concatenate(-1))
-        ends = (call.output(kind), call.output(f"{kind}_reverse"))
-        calls.append(Call(name, ends, (call.output(f"{kind}_both"),)))
-    return replace(layer, sequence=behaviour), extra, calls
-
-
-def _merged(
-    call: _RecurrentCall, merged: Sequence[tuple[str, Merge]], needed: set[str]
-) -> tuple[RecurrentLayer, dict[str, Layer], list[Call]]:
-    """The call of a layer whose directions are merged by something else than concatenation."""
-    (kind, merge), *others = merged
-    own = call.output(f"{kind}_{merge}")
-    apart = needed.intersection(call.output(k) for k in ("y", "last", "h_both", "c_both"))
-    kinds = ("h", "c") if call.layer.cell is Cell.LSTM else ("h",)
-    states = [call.output(state + end) for end in ("", "_reverse") for state in kinds]
-    if others or apart:
-        raise UnsupportedSource(
-            "the graph is not understood as a whole: the directions of a layer are merged in several ways",
-            place=f"layer {call.layer.name!r}",
-        )
-    with_states = not needed.isdisjoint(states)
-    behaviour = replace(
-        call.layer.sequence,
-        merge=merge,
-        returns=Returns.SEQUENCE if kind == "y" else Returns.LAST,
-        return_state=with_states,
-        time_major=False,
+def _renamed(call: Call, names: Mapping[str, str]) -> Call:
+    """The call with values under their other names."""
+    return replace(
+        call,
+        inputs=tuple(names.get(name, name) for name in call.inputs),
+        initial_state=tuple(names.get(name, name) for name in call.initial_state),
+        mask=None if call.mask is None else names.get(call.mask, call.mask),
     )
-    outputs = (own, *(states if with_states else ()))
-    calls = [Call(call.layer.name, (call.value,), outputs, initial_state=call.initial_state)]
-    return replace(call.layer, sequence=behaviour), {}, calls
 
 
 def batch_first(held: Held, axes: Sequence[Axis]) -> list[Axis]:
