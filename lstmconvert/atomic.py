@@ -8,15 +8,14 @@ the same target do not see each other's files.
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 from lstmconvert.errors import Usage
+from lstmconvert.values import dataclass
 
 fcntl: ModuleType | None
 try:
@@ -61,7 +60,7 @@ def replacing(*targets: Path, overwrite: bool, sources: Sequence[Path] = ()) -> 
         _commit(_moves(finals, folders), overwrite=overwrite, sources=sources)
     finally:
         for folder in folders.values():
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
         for lock in locks:
             os.close(lock)
 
@@ -130,9 +129,21 @@ def _remove_abandoned(parent: Path) -> None:
                 descriptor = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(entry.path, ignore_errors=True)
+                    _remove(Path(entry.path))
                 finally:
                     os.close(descriptor)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder of ours, which has files only, and whatever else somebody may have put there."""
+    try:
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+    except OSError:
+        import shutil  # only for what is not as it should be: its start-up is felt
+
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _moves(finals: tuple[Path, ...], folders: Mapping[Path, Path]) -> list[tuple[Path, Path]]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 
 from lstmconvert.tensors import Array
+from lstmconvert.values import dataclass
 
 Term = tuple[str, ...]
 """Axis names whose product is a length, the slowest first."""

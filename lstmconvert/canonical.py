@@ -7,7 +7,7 @@ for every gate of every part. Whatever changes a result is a field with a value,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ import numpy as np
 from lstmconvert.activations import SIGMOID, TANH, Activation
 from lstmconvert.gates import GATED_PARTS, GATES, PART_AXES, PEEPHOLE_GATES, Cell, Direction, Gate, Part
 from lstmconvert.tensors import Array, Lazy
+from lstmconvert.values import dataclass
 
 if TYPE_CHECKING:
     from lstmconvert.equations import Trace

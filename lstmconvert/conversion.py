@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -30,6 +30,7 @@ from lstmconvert.model import Layer, Model, OperationLayer
 from lstmconvert.options import CustomLayer, ReadOptions, WriteOptions
 from lstmconvert.proof import LARGE, Proof, WholeProof, prove_layers
 from lstmconvert.tensors import Lazy, same_bits
+from lstmconvert.values import dataclass
 
 _LARGE_TENSOR = 1 << 20
 

@@ -10,7 +10,6 @@ Shapes: x (batch, time, input), hidden state (batch, recurrent), cell state (bat
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from lstmconvert.canonical import (
 )
 from lstmconvert.gates import GATES, Cell, Direction, Gate, Part
 from lstmconvert.tensors import Array
+from lstmconvert.values import dataclass
 
 State = tuple[Array, ...]
 """(h,) or (h, c)."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
 from lstmconvert.tensors import Array, Lazy
+from lstmconvert.values import dataclass
 
 
 class StandIn:

@@ -12,7 +12,6 @@ import importlib
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from lstmconvert.errors import Usage
 from lstmconvert.model import Model, OperationLayer
 from lstmconvert.proof import SLACK, WholeProof, gap, scale
 from lstmconvert.tensors import Array, Lazy
+from lstmconvert.values import dataclass
 
 _SEED = 20261123
 

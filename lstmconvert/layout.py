@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
@@ -19,6 +18,7 @@ from lstmconvert.errors import BadFile
 from lstmconvert.gates import GATED_PARTS, PART_AXES, Cell, Direction, Gate, Part
 from lstmconvert.mapping import BIAS_PAIR, EACH, Layout, TensorRule, operation_class
 from lstmconvert.tensors import Array, Lazy, copy_into, same_bits
+from lstmconvert.values import dataclass
 
 _PAIR = (Part.BIAS_INPUT, Part.BIAS_RECURRENT)
 

@@ -9,7 +9,7 @@ an ONNX graph, which the canonical form has already made harmless.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from lstmconvert.gates import GATES, Cell, Gate
 from lstmconvert.model import Model
 from lstmconvert.options import ReadOptions
 from lstmconvert.tensors import Array, Tensors, same_bits
+from lstmconvert.values import dataclass
 
 SPREAD = 1000.0
 """How many times larger one gate's weights may be than another's of the same layer before it is odd."""

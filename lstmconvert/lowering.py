@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -33,6 +33,7 @@ from lstmconvert.layout import places
 from lstmconvert.mapping import Layout, MappingFile
 from lstmconvert.model import Layer, Model
 from lstmconvert.tensors import Lazy, same_bits
+from lstmconvert.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,11 +35,10 @@ The language is described in docs form at the top of each table below:
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import field, fields, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -52,6 +51,15 @@ from lstmconvert.axes import Axes
 from lstmconvert.canonical import Coupling, GruEquations, LstmEquations, ResetPlace, RnnEquations, UpdateKeeps
 from lstmconvert.errors import BadFile
 from lstmconvert.gates import GATED_PARTS, GATES, PART_AXES, PEEPHOLE_GATES, Cell, Direction, Gate, Part
+from lstmconvert.values import dataclass
+
+
+def _near(text: str, known: Iterable[str]) -> list[str]:
+    """The known name that a text resembles most, if it resembles one."""
+    import difflib  # only for a mistake: its start-up is felt
+
+    return difflib.get_close_matches(text, list(known), 1)
+
 
 SCHEMA = 1
 BIAS_PAIR = "bias"
@@ -309,7 +317,7 @@ class _Reader:
             return {}
         for key in table:
             if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
+                near = _near(key, known)
                 hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
                 self.fault(f"{path}.{key}" if path else key, f"unknown key{hint}")
         for key in required:
@@ -336,7 +344,7 @@ class _Reader:
 
     def choice(self, value: Any, path: str, known: Sequence[str]) -> str | None:
         if value not in known:
-            near = difflib.get_close_matches(str(value), known, 1)
+            near = _near(str(value), known)
             self.fault(
                 path,
                 f"found {value!r}, expected one of {', '.join(known)}"
@@ -624,7 +632,7 @@ class _Reader:
     def pattern(self, text: str, path: str) -> tuple[ActivationPattern, ...]:
         match = re.fullmatch(r"(\w+)(?:\(([^)]*)\))?", text)
         if match is None or match[1] not in KINDS:
-            near = difflib.get_close_matches(text, KINDS, 1)
+            near = _near(text, KINDS)
             self.fault(
                 path, f"unknown activation {text!r}" + (f"; did you mean {near[0]!r}?" if near else "")
             )

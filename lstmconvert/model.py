@@ -8,13 +8,14 @@ weights only is layers without calls.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from types import MappingProxyType
 from typing import Any
 
 from lstmconvert.canonical import RecurrentLayer
 from lstmconvert.operations import Operation
 from lstmconvert.tensors import Array, Lazy
+from lstmconvert.values import dataclass
 
 
 def _empty() -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ element of the source is in the file, at the place where the target's layout has
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from lstmconvert.errors import ConversionError
 from lstmconvert.geometry import Region, StandIn, cover
 from lstmconvert.model import Layer, Model
 from lstmconvert.tensors import Array, Lazy, same_bits
+from lstmconvert.values import dataclass
 
 _MAPPED = 1 << 18
 """Elements of a tensor from which on its geometry is looked at, and not its elements."""

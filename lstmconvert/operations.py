@@ -8,12 +8,12 @@ and the axes of each; arrays live in ``model.OperationLayer``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import ClassVar
 
 from lstmconvert.activations import LINEAR, Activation
+from lstmconvert.values import dataclass
 
 Axes = Mapping[str, tuple[str, ...]]
 

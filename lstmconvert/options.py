@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+from lstmconvert.values import dataclass
 
 CustomLayer = Callable[[dict[str, Any], dict[str, Any]], Any]
 """Makes a layer or operation of an unknown class from its configuration and weights."""

@@ -9,7 +9,7 @@ that is larger is no rounding of the target's runtime but a fault.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,9 @@ from lstmconvert.canonical import Equations, RecurrentDirection, RecurrentLayer,
 from lstmconvert.gates import Cell
 from lstmconvert.lowering import Rewrite
 from lstmconvert.movement import Movement
+from lstmconvert.sampling import Sampler
 from lstmconvert.tensors import Array, same_bits
+from lstmconvert.values import dataclass
 
 SLACK = 8.0
 """How many times float32's own rounding error two models may differ."""
@@ -154,13 +156,13 @@ def excite(layer: RecurrentLayer, seed: int) -> list[tuple[Array, Array, list[Ar
 
     Shapes: x (batch, time, input), lengths (batch,), states (directions, batch, size).
     """
-    rng = np.random.default_rng(seed)
+    random = Sampler(seed)
     sizes = [layer.recurrent_size] + ([layer.hidden_size] if layer.cell is Cell.LSTM else [])
     cases = []
     for scale in _SCALES:
-        x = rng.standard_normal((_BATCH, _TIME, layer.input_size)) * scale
-        lengths = np.array([_TIME, *rng.integers(1, _TIME, _BATCH - 1)])
-        state = [rng.uniform(-1, 1, (len(layer.directions), _BATCH, size)) for size in sizes]
+        x = random.normal((_BATCH, _TIME, layer.input_size)) * scale
+        lengths = np.array([_TIME, *random.integers(1, _TIME, (_BATCH - 1,))])
+        state = [random.uniform(-1, 1, (len(layer.directions), _BATCH, size)) for size in sizes]
         cases.append((x, lengths, state))
     return cases
 

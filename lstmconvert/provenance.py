@@ -7,13 +7,12 @@ summed, kept with a digest of the sum).
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from threading import Thread
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lstmconvert.activations import Activation
 from lstmconvert.canonical import (
@@ -29,6 +28,10 @@ from lstmconvert.canonical import (
 from lstmconvert.gates import Cell, Gate
 from lstmconvert.model import Model
 from lstmconvert.tensors import Array, Lazy, little_endian
+from lstmconvert.values import dataclass
+
+if TYPE_CHECKING:
+    import hashlib
 
 KEY = "lstmconvert"
 """The metadata key under which every container keeps the text."""
@@ -109,6 +112,9 @@ class Seal:
     """
 
     def __init__(self, provenance: Provenance, tensors: Mapping[str, Lazy]) -> None:
+        from hashlib import sha256  # only for a proof: its start-up is felt
+
+        self._new = sha256
         self._open = replace(provenance, proof="0" * 64, sealed=tuple(sorted(tensors)))
         self._digests: dict[int, hashlib._Hash] = {}
         self._running: Thread | None = None
@@ -120,7 +126,7 @@ class Seal:
         def load() -> Array:
             self._finish()
             array = tensor.read()
-            digest = self._digests[id(tensor)] = hashlib.sha256()
+            digest = self._digests[id(tensor)] = self._new()
             data = little_endian(array).data
             if array.nbytes < _LARGE:
                 digest.update(data)
@@ -143,7 +149,7 @@ class Seal:
 
     def closed(self) -> Provenance:
         """The provenance with its seal; tensors that nobody has read are read now."""
-        digest = hashlib.sha256()
+        digest = self._new()
         for record in self._open.layers:
             digest.update(
                 json.dumps([equations_to_json(e) for e in record.equations], sort_keys=True).encode()

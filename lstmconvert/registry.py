@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -16,6 +15,7 @@ from types import MappingProxyType, ModuleType
 from lstmconvert import mapping
 from lstmconvert.errors import BadFile, Usage
 from lstmconvert.mapping import MappingFile
+from lstmconvert.values import dataclass
 
 NAMED_TENSORS = "lstmconvert.frameworks.named_tensors"
 """The module of frameworks whose files are nothing but named tensors."""

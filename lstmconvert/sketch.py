@@ -18,6 +18,7 @@ from lstmconvert import equations
 from lstmconvert.canonical import RecurrentDirection, RecurrentLayer, Weights
 from lstmconvert.equations import State
 from lstmconvert.gates import PART_AXES, Cell
+from lstmconvert.sampling import Sampler
 from lstmconvert.tensors import Array, Lazy
 
 _SIZE, _PROJECTED = 12, 7
@@ -32,19 +33,19 @@ class Sketch:
     """
 
     def __init__(self, layer: RecurrentLayer, seed: int) -> None:
-        rng = np.random.default_rng(seed)
+        random = Sampler(seed)
         recurrent = _SIZE if layer.projected_size is None else _PROJECTED
         sizes = {"input": _SIZE, "hidden": _SIZE, "recurrent": recurrent, "projected": recurrent}
 
         def block(axes: tuple[str, ...]) -> Lazy:
-            return Lazy.of(rng.standard_normal([sizes[axis] for axis in axes]).astype(np.float32))
+            return Lazy.of(random.normal([sizes[axis] for axis in axes]).astype(np.float32))
 
         def shrunk(direction: RecurrentDirection) -> RecurrentDirection:
             blocks = {key: block(PART_AXES[key[0]]) for key in direction.weights}
             return replace(direction, weights=Weights(layer.cell, blocks))
 
         def matrix(rows: int, columns: int) -> Array:
-            values: Array = rng.standard_normal((rows, columns)) / np.sqrt(rows)
+            values: Array = random.normal((rows, columns)) / np.sqrt(rows)
             return values
 
         self._small = layer.mapped(shrunk)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from lstmconvert.interpreter.running import RunsDirections
 from lstmconvert.model import Model, OperationLayer, Port
 from lstmconvert.operations import Embedding, TimeDistributed
 from lstmconvert.proof import LARGE, WholeProof, gap, rounding, scale
+from lstmconvert.sampling import Sampler
 from lstmconvert.tensors import Array
 
 _SEED = 20261123
@@ -117,7 +117,7 @@ def given_inputs(model: Model, arrays: Sequence[Any]) -> dict[str, Array]:
 
 def random_inputs(model: Model, shapes: Sequence[tuple[int, int]] = _CASES) -> list[dict[str, Array]]:
     """Random inputs for a model, several shapes where they are free; whole numbers for embeddings."""
-    rng = np.random.default_rng(_SEED)
+    random = Sampler(_SEED)
     cases = []
     for batch, time in shapes:
         case = {}
@@ -129,14 +129,14 @@ def random_inputs(model: Model, shapes: Sequence[tuple[int, int]] = _CASES) -> l
             shape[0] = batch if port.shape[0] is None else shape[0]
             vocabulary, padded = _vocabulary(model, port)
             if vocabulary is not None:
-                values: Array = rng.integers(1 if vocabulary > 1 else 0, vocabulary, shape)
+                values: Array = random.integers(1 if vocabulary > 1 else 0, vocabulary, shape)
                 if padded and len(shape) == 2:
-                    lengths = rng.integers(1, shape[1] + 1, shape[0])
+                    lengths = random.integers(1, shape[1] + 1, shape[:1])
                     values = np.where(np.arange(shape[1]) < lengths[:, np.newaxis], values, 0)
             elif np.dtype(port.dtype).kind in "iub":
-                values = rng.integers(0, 2, shape)
+                values = random.integers(0, 2, shape)
             else:
-                values = rng.standard_normal(shape)
+                values = random.normal(shape)
             case[port.name] = values
         cases.append(case)
     return cases
@@ -262,13 +262,13 @@ def _first_difference(source: Model, target: Model, case: Mapping[str, Array], l
 
 def session(path: Path) -> tuple[Any, str]:
     """An onnxruntime session and its name and release, or ``None`` and the reason."""
-    if importlib.util.find_spec("onnxruntime") is None:
+    try:
+        import onnxruntime
+    except ImportError:
         return (
             None,
             "the ONNX file was not run: onnxruntime is not installed (pip install lstmconvert[runtime])",
         )
-    import onnxruntime
-
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:

@@ -24,7 +24,9 @@ PACKAGE = ROOT / "lstmconvert"
 # From the bottom up: a module imports only from rooms below its own. Modules of one room may use
 # each other; a name that is not here (the readers' helpers) belongs to the room of its folder.
 ROOMS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "gates", "activations", "tensors", "options", "axes", "geometry"}),
+    frozenset(
+        {"errors", "values", "gates", "activations", "tensors", "options", "axes", "geometry", "sampling"}
+    ),
     frozenset({"canonical"}),
     frozenset({"equations", "operations"}),
     frozenset({"model", "mapping", "provenance"}),

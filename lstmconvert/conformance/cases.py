@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -30,6 +29,7 @@ from lstmconvert.canonical import (
 )
 from lstmconvert.gates import GATES, PEEPHOLE_GATES, Cell, Direction, Part
 from lstmconvert.tensors import Array, Lazy
+from lstmconvert.values import dataclass
 
 INPUT, HIDDEN, BATCH, TIME = 3, 4, 3, 6
 LENGTHS = (6, 2, 4)

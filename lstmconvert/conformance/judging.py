@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
@@ -12,6 +11,7 @@ from lstmconvert.conformance.cases import Case, cases
 from lstmconvert.conformance.runners import RUNTIMES, Refused
 from lstmconvert.errors import Usage
 from lstmconvert.tensors import Array
+from lstmconvert.values import dataclass
 
 Runner = Callable[[Case], Mapping[str, Array]]
 """Gives ``Y``, ``Y_h`` and ``Y_c`` (those that it has) for a case; raises ``Refused`` or anything else."""

@@ -9,11 +9,12 @@ Every module here has the same few things: ``NAME``, ``SUFFIXES`` (what a user w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Any
 
 from lstmconvert.tensors import Lazy
+from lstmconvert.values import dataclass
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from lstmconvert.errors import BadFile
 from lstmconvert.tensors import Array, Lazy
+from lstmconvert.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

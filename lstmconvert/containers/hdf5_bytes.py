@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ import numpy as np
 from lstmconvert.containers import byte_ranges
 from lstmconvert.errors import BadFile, ConversionError
 from lstmconvert.tensors import Array, Lazy
+from lstmconvert.values import dataclass
 
 if TYPE_CHECKING:
     import h5py

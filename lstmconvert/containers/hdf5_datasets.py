@@ -6,7 +6,6 @@ import math
 import sys
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from lstmconvert.containers.hdf5_bytes import Source, damage_is_bad_file
 from lstmconvert.containers.hdf5_objects import dataset_at, text
 from lstmconvert.errors import BadFile
 from lstmconvert.tensors import Array, Lazy
+from lstmconvert.values import dataclass
 
 if TYPE_CHECKING:
     import h5py

@@ -14,7 +14,6 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +23,7 @@ import numpy as np
 from lstmconvert.containers import Archive, byte_ranges
 from lstmconvert.errors import BadFile, UnsupportedSource
 from lstmconvert.tensors import Array, Lazy
+from lstmconvert.values import dataclass
 
 NAME = "mat"
 SUFFIXES = (".mat",)

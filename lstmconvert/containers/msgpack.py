@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
@@ -23,6 +22,7 @@ import numpy as np
 from lstmconvert.containers import Archive, byte_ranges, nested
 from lstmconvert.errors import BadFile, NotRepresentable
 from lstmconvert.tensors import Array, Lazy
+from lstmconvert.values import dataclass
 
 NAME = "msgpack"
 SUFFIXES = (".msgpack",)

@@ -11,7 +11,6 @@ import re
 import struct
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 
 from lstmconvert.errors import BadFile, UnsupportedSource
 from lstmconvert.tensors import Lazy
+from lstmconvert.values import dataclass
 
 MAGIC = b"\x93NUMPY"
 LONGEST_HEADER = 10_000

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from lstmconvert.containers import byte_ranges
 from lstmconvert.containers.protobuf_wire import DELIMITED, VARINT, BytesSource, Source, fields, varint
 from lstmconvert.errors import BadFile
+from lstmconvert.values import dataclass
 
 _LARGEST = 1 << 28
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -31,6 +30,7 @@ from lstmconvert.containers import Archive, onnx_wire
 from lstmconvert.containers.onnx_tensors import DATA_FIELDS, MARKER, TensorReader, drop_data, element_dtype
 from lstmconvert.errors import BadFile
 from lstmconvert.tensors import Array, Lazy, little_endian
+from lstmconvert.values import dataclass
 
 if TYPE_CHECKING:
     import onnx

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self
@@ -21,6 +20,7 @@ from lstmconvert.containers.protobuf_wire import (
 )
 from lstmconvert.errors import BadFile, UnsupportedSource
 from lstmconvert.tensors import Lazy
+from lstmconvert.values import dataclass
 
 LARGE = 1 << 16
 """Byte strings of a tensor longer than this stay in the file."""

@@ -7,10 +7,11 @@ table becomes a ``Global`` or ``Unknown``, unless it could only be there to run 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol, runtime_checkable
 
 from lstmconvert.errors import BadFile, UnsupportedSource
+from lstmconvert.values import dataclass
 
 _LARGEST_KEY = 64
 _LONGEST_PART = 256

@@ -8,10 +8,10 @@ documentation.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 from lstmconvert.errors import BadFile
+from lstmconvert.values import dataclass
 
 VARINT, FIXED64, DELIMITED, FIXED32 = 0, 1, 2, 5
 _LONGEST_VARINT = 10

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from lstmconvert.containers.pickle_objects import Global, Unknown
 from lstmconvert.containers.pickled_arrays import PickledArray
 from lstmconvert.containers.torch_pickle import Tensor
 from lstmconvert.errors import BadFile, UnsupportedSource
+from lstmconvert.values import dataclass
 
 PREFERRED = (
     "state_dict",

@@ -20,7 +20,6 @@ import math
 import re
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from types import MappingProxyType
 from typing import Any
@@ -32,6 +31,7 @@ from lstmconvert.containers.crc32c import crc32c, masked
 from lstmconvert.containers.protobuf_wire import delimited, encoded_varint, varint
 from lstmconvert.errors import BadFile, NotRepresentable, UnsupportedSource
 from lstmconvert.tensors import Array, Lazy
+from lstmconvert.values import dataclass
 
 NAME = "tensor_bundle"
 SUFFIXES = (".index",)

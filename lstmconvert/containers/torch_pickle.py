@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from lstmconvert.containers.byte_ranges import extent
 from lstmconvert.containers.pickle_objects import PLAIN, Constructor, Global, Unknown
 from lstmconvert.containers.pickled_arrays import ARRAYS, checked_shape
 from lstmconvert.errors import BadFile, UnsupportedSource
+from lstmconvert.values import dataclass
 
 _DTYPES: Mapping[str, str] = {
     "float64": "float64",

@@ -11,11 +11,11 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 from lstmconvert.containers.pickle_objects import Unknown
 from lstmconvert.containers.torch_pickle import Tensor
 from lstmconvert.errors import BadFile, UnsupportedSource
+from lstmconvert.values import dataclass
 
 _DEEPEST = 100
 _MOST_MODULES = 100_000

@@ -14,7 +14,6 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
@@ -25,6 +24,7 @@ from lstmconvert.containers import byte_ranges
 from lstmconvert.containers.byte_ranges import Checksum, read_range
 from lstmconvert.errors import BadFile, UnsupportedSource
 from lstmconvert.tensors import Array, Lazy
+from lstmconvert.values import dataclass
 
 LARGEST_GROWTH = 200
 """How many times its compressed size a deflated member may have ..."""

@@ -8,7 +8,6 @@ without biases: they are taken for a cell only where the file holds nothing but 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -23,6 +22,7 @@ from lstmconvert.mapping import Layout
 from lstmconvert.model import Model
 from lstmconvert.options import ReadOptions, WriteOptions
 from lstmconvert.tensors import Lazy
+from lstmconvert.values import dataclass
 
 NAME = "equinox"
 _GATES = {4: Cell.LSTM, 3: Cell.GRU}

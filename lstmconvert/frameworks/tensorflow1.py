@@ -16,7 +16,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -46,6 +46,7 @@ from lstmconvert.model import Layer, Model, OperationLayer
 from lstmconvert.options import ReadOptions, WriteOptions
 from lstmconvert.stacks import STACK
 from lstmconvert.tensors import Lazy
+from lstmconvert.values import dataclass
 
 NAME = "tensorflow1"
 TOLD = ("forget_bias", "cell_clip", "projection_clip")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from lstmconvert.errors import UnsupportedSource
 from lstmconvert.frameworks.keras.graph import Symbol, Value
+from lstmconvert.values import dataclass
 
 # Arguments that say nothing about inference.
 _WITHOUT_EFFECT = frozenset({"training", "name"})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 from lstmconvert.errors import BadFile, UnsupportedSource
+from lstmconvert.values import dataclass
 
 MODELS = frozenset({"Sequential", "Functional", "Model"})
 _CONSTANT = "_CONSTANT_VALUE"

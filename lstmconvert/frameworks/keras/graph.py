@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from lstmconvert.errors import BadFile
 from lstmconvert.frameworks.keras.masks import AllOf, AnyOf, Given, Joined, Mask
 from lstmconvert.model import Call, Layer, OperationLayer
 from lstmconvert.operations import Combination, Combine, Concatenate, Operation
+from lstmconvert.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from lstmconvert.activations import Activation
 from lstmconvert.errors import NotRepresentable
 from lstmconvert.frameworks.keras import activation_names
 from lstmconvert.tensors import Lazy
+from lstmconvert.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ A mask is a description until a layer that heeds one asks for its value. Sources
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from lstmconvert.errors import UnsupportedSource
+from lstmconvert.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

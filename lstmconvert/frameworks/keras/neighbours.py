@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +18,7 @@ from lstmconvert.frameworks.keras.layer_options import LayerOptions
 from lstmconvert.frameworks.keras.slots import Slot, slots
 from lstmconvert.operations import Combination, Noise, Operation, Padding, Pool
 from lstmconvert.tensors import Lazy
+from lstmconvert.values import dataclass
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 

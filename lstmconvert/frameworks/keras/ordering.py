@@ -10,7 +10,8 @@ by the order in which a walk from the outputs first meets a layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+from lstmconvert.values import dataclass
 
 Node = tuple[str, int]
 """A call: the layer's name, and which of its calls."""

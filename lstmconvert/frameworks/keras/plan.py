@@ -7,7 +7,7 @@ handed over as an argument, or taken off.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from lstmconvert import operations as ops
@@ -20,6 +20,7 @@ from lstmconvert.frameworks.keras.masks import AllOf, AnyOf, Given, Joined, Mask
 from lstmconvert.frameworks.keras.names import clean_name
 from lstmconvert.model import Call, Model, OperationLayer, Port
 from lstmconvert.shapes import Shape
+from lstmconvert.values import dataclass
 
 GENERATION = 3
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -29,6 +29,7 @@ from lstmconvert.frameworks.keras.units import (
 )
 from lstmconvert.model import Layer, Model, Port
 from lstmconvert.tensors import Lazy
+from lstmconvert.values import dataclass
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ from lstmconvert.gates import GATES, Cell, Direction, Gate
 from lstmconvert.mapping import Layout
 from lstmconvert.options import ReadOptions
 from lstmconvert.tensors import Array, Lazy
+from lstmconvert.values import dataclass
 
 CELLS: Mapping[str, Cell] = {
     "LSTM": Cell.LSTM,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from lstmconvert.canonical import (
@@ -28,6 +28,7 @@ from lstmconvert.gates import Cell, Direction
 from lstmconvert.model import Layer
 from lstmconvert.operations import Combination, Combine, Concatenate, Transpose
 from lstmconvert.tensors import Lazy
+from lstmconvert.values import dataclass
 
 _MERGES: Mapping[str | None, Merge] = {
     "concat": Merge.CONCAT,

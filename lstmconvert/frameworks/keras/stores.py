@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lstmconvert.errors import BadFile
 from lstmconvert.frameworks.keras.slots import Slot, positions
 from lstmconvert.tensors import Lazy, Tensors
+from lstmconvert.values import dataclass
 
 Found = Mapping[Slot, tuple[str, Lazy]]
 """Slot to the name of its tensor in the file and the tensor."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from lstmconvert.errors import UnsupportedSource
 from lstmconvert.frameworks.keras.graph import Graph, Symbol, Value
 from lstmconvert.frameworks.keras.masks import Given, Joined, Mask, all_of, any_of
 from lstmconvert.operations import Masking
+from lstmconvert.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ models; a shared layer is one unit that is called twice.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -40,6 +40,7 @@ from lstmconvert.operations import (
     TimeDistributed,
 )
 from lstmconvert.tensors import Lazy
+from lstmconvert.values import dataclass
 
 Tensors = Mapping[str, Lazy]
 

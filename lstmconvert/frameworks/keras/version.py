@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from lstmconvert.errors import Usage
 from lstmconvert.options import ReadOptions
+from lstmconvert.values import dataclass
 
 _HARD_SIGMOID_UNTIL = (2, 3)
 

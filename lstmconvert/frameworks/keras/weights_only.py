@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -35,6 +34,7 @@ from lstmconvert.gates import Cell, Direction
 from lstmconvert.model import Model
 from lstmconvert.provenance import LayerRecord
 from lstmconvert.tensors import Lazy, Tensors
+from lstmconvert.values import dataclass
 
 if TYPE_CHECKING:
     from lstmconvert.containers import Archive

@@ -11,9 +11,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from lstmconvert.frameworks.onnx.known import Size
+from lstmconvert.values import dataclass
 
 _SERIAL = itertools.count()
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from lstmconvert.canonical import BlockKey, LstmEquations, RecurrentDirection, R
 from lstmconvert.frameworks.onnx.constants import Scope, node_name
 from lstmconvert.gates import Cell, Direction, Gate, Part
 from lstmconvert.tensors import Array, Lazy
+from lstmconvert.values import dataclass
 
 if TYPE_CHECKING:
     import onnx

@@ -10,7 +10,7 @@ Source: the operators' documentation at onnx.ai, opset 1 to 22.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from lstmconvert.errors import BadFile, UnsupportedSource
 from lstmconvert.frameworks.onnx import folds
 from lstmconvert.frameworks.onnx.known import UNKNOWN_SHAPE, Known, Operator, Partial, Size
 from lstmconvert.tensors import Lazy
+from lstmconvert.values import dataclass
 
 if TYPE_CHECKING:
     import onnx

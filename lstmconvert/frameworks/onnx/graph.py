@@ -7,13 +7,14 @@ so that a transposition is written only where an operator needs another order th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from lstmconvert.tensors import Array, Lazy
+from lstmconvert.values import dataclass
 
 Dimension = int | str | None
 """A fixed size, the name of a free one, or ``None`` for a free size without a name."""

@@ -6,11 +6,11 @@ table is taken by ONNX's own rule for negative indices, which is the same, so th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from lstmconvert.frameworks.onnx.arrangement import Held, Unknown
 from lstmconvert.frameworks.onnx.neighbour_node import Node
+from lstmconvert.values import dataclass
 
 
 class Piece(StrEnum):

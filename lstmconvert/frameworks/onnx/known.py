@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lstmconvert.tensors import Array, Lazy
+from lstmconvert.values import dataclass
 
 _LARGEST = 1 << 33  # bytes that a computed constant may have: a hostile file can ask for any number
 _MOST_SHAPE_ENTRIES = 1024

@@ -7,7 +7,6 @@ steps, what moves them to the front, and what moves the outputs back.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 
 from lstmconvert.canonical import MaskedOutput
@@ -15,6 +14,7 @@ from lstmconvert.frameworks.onnx import masks
 from lstmconvert.frameworks.onnx.graph import Graph, Value, in_order
 from lstmconvert.frameworks.onnx.patterns import Flow, Match, Pattern, match
 from lstmconvert.gates import Direction
+from lstmconvert.values import dataclass
 
 MASK, X, FINAL, INITIAL = "mask", "x", "final", "initial"
 _RESERVED = (MASK, X, FINAL, INITIAL)

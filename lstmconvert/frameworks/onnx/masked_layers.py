@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from lstmconvert.canonical import MaskedOutput
 from lstmconvert.frameworks.onnx import masked
 from lstmconvert.frameworks.onnx.arrangement import Atom, Axis, Held, Unknown, length
 from lstmconvert.frameworks.onnx.patterns import Flow
 from lstmconvert.frameworks.onnx.recurrent_use import ANY, LAST, RAW, RecurrentUse, spread_as
+from lstmconvert.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

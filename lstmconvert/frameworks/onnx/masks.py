@@ -10,11 +10,10 @@ All of it is whole numbers of shape (batch, time), computed once for every mask 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from lstmconvert.canonical import MaskedOutput
 from lstmconvert.frameworks.onnx.graph import Graph, Value
 from lstmconvert.gates import Direction
+from lstmconvert.values import dataclass
 
 TIME_MAJOR = (1, 0, 2)
 BATCH_MAJOR = (0, 1, 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from lstmconvert.frameworks.onnx.constants import Scope
 from lstmconvert.frameworks.onnx.topology import NotUnderstood, Topology
 from lstmconvert.operations import Operation
 from lstmconvert.tensors import Lazy
+from lstmconvert.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

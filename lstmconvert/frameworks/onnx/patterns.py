@@ -7,7 +7,7 @@ is described a second time. Names mean nothing; operators, attributes, constants
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 from onnx import numpy_helper
@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from lstmconvert.frameworks.onnx.constants import attribute_value
 from lstmconvert.frameworks.onnx.graph import Graph
 from lstmconvert.tensors import Array, Lazy, same_bits
+from lstmconvert.values import dataclass
 
 if TYPE_CHECKING:
     import onnx

@@ -7,7 +7,7 @@ com.microsoft DynamicQuantizeLSTM (ONNX Runtime, docs/ContribOperators.md).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,7 @@ from lstmconvert.frameworks.onnx.topology import STACK, Topology
 from lstmconvert.gates import Part
 from lstmconvert.model import Model
 from lstmconvert.tensors import Lazy
+from lstmconvert.values import dataclass
 
 if TYPE_CHECKING:
     import onnx

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 
 from lstmconvert import layout, lowering, mapping
@@ -33,6 +33,7 @@ from lstmconvert.frameworks.onnx.graph import Attribute, Dimension, Graph, Value
 from lstmconvert.frameworks.onnx.masks import TIME_MAJOR, Compaction
 from lstmconvert.gates import Cell, Direction, Part
 from lstmconvert.tensors import Array
+from lstmconvert.values import dataclass
 
 _OPERATORS: Mapping[Cell, str] = MappingProxyType({Cell.LSTM: "LSTM", Cell.GRU: "GRU", Cell.RNN: "RNN"})
 _OUTPUTS: Mapping[Cell, tuple[str, ...]] = MappingProxyType(

@@ -7,7 +7,6 @@ com.microsoft DynamicQuantizeLSTM (ONNX Runtime, docs/ContribOperators.md).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from lstmconvert.errors import BadFile, UnsupportedSource
 from lstmconvert.frameworks.onnx.constants import Scope, attribute_value
 from lstmconvert.gates import Cell, Direction
 from lstmconvert.tensors import Lazy
+from lstmconvert.values import dataclass
 
 if TYPE_CHECKING:
     import onnx

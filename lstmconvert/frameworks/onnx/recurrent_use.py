@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from lstmconvert.canonical import MaskedOutput, Merge, RecurrentLayer, Returns, ReverseOutput
 from lstmconvert.errors import UnsupportedSource
@@ -12,6 +12,7 @@ from lstmconvert.frameworks.onnx.masked import Spreading
 from lstmconvert.gates import Cell, Part
 from lstmconvert.model import Call, Layer, OperationLayer
 from lstmconvert.operations import Concatenate
+from lstmconvert.values import dataclass
 
 MERGES = (Merge.SUM, Merge.AVERAGE, Merge.MULTIPLY)
 """The merge modes that are a reduction over the axis of the directions."""

@@ -8,7 +8,6 @@ Source: the operators' documentation at onnx.ai, opset 7 to 22.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 
 from lstmconvert.activations import LINEAR
@@ -24,6 +23,7 @@ from lstmconvert.operations import (
     Pooling,
     ZeroPad,
 )
+from lstmconvert.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

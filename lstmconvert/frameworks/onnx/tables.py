@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from lstmconvert.errors import UnsupportedSource
 from lstmconvert.model import Call, Layer, OperationLayer
 from lstmconvert.operations import Cast, Embedding
+from lstmconvert.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,7 @@ from lstmconvert.operations import (
     Transpose,
 )
 from lstmconvert.tensors import Lazy
+from lstmconvert.values import dataclass
 
 if TYPE_CHECKING:
     import onnx

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -16,6 +16,7 @@ from lstmconvert.frameworks.onnx.graph import Dimension, Graph, Value, in_order,
 from lstmconvert.mapping import Layout
 from lstmconvert.operations import Operation
 from lstmconvert.tensors import Lazy
+from lstmconvert.values import dataclass
 
 
 @dataclass(frozen=True, slots=True, eq=False)

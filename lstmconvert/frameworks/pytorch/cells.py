@@ -7,7 +7,7 @@ those of ``lstmconvert.equations``, and only what a layer has is written. ``torc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 from lstmconvert import layout, mapping
 from lstmconvert.activations import Activation
@@ -26,6 +26,7 @@ from lstmconvert.frameworks.pytorch.source import bracketed, indented, number
 from lstmconvert.gates import Cell, Direction, Gate, Part
 from lstmconvert.mapping import Layout
 from lstmconvert.tensors import Lazy
+from lstmconvert.values import dataclass
 
 _LETTERS = {
     Gate.INPUT: "i", Gate.FORGET: "f", Gate.CELL: "g", Gate.OUTPUT: "o",

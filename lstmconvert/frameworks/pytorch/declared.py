@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from lstmconvert import layout as layouts
 from lstmconvert import lowering, mapping
@@ -19,6 +19,7 @@ from lstmconvert.frameworks.pytorch.source import call as call_code
 from lstmconvert.gates import Cell, Direction, Part
 from lstmconvert.mapping import Layout
 from lstmconvert.tensors import Array, Lazy
+from lstmconvert.values import dataclass
 
 INITIAL = (Part.INITIAL_HIDDEN, Part.INITIAL_CELL)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from lstmconvert.frameworks.pytorch import cells, helpers
 from lstmconvert.frameworks.pytorch.cells import Recipe
@@ -19,6 +19,7 @@ from lstmconvert.frameworks.pytorch.source import indented, rendered, too_long, 
 from lstmconvert.frameworks.pytorch.values import Value
 from lstmconvert.model import Call, Model
 from lstmconvert.tensors import Lazy
+from lstmconvert.values import dataclass
 
 CLASS = "Model"
 _STATE = "_state"

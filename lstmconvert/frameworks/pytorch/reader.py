@@ -12,7 +12,7 @@ Tensors that belong to no recurrent layer are listed in ``metadata["other_tensor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -39,6 +39,7 @@ from lstmconvert.provenance import KEY as PROVENANCE
 from lstmconvert.provenance import loads as provenance_of
 from lstmconvert.stacks import STACK
 from lstmconvert.tensors import Lazy
+from lstmconvert.values import dataclass
 
 PREFIX = "torch_prefix"
 """Note of a layer: what stands before the names of its tensors in its state_dict."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from lstmconvert.canonical import MaskedOutput, Merge, RecurrentLayer, Returns, ReverseOutput
 from lstmconvert.errors import NotRepresentable
@@ -13,6 +12,7 @@ from lstmconvert.frameworks.pytorch.source import call as call_code
 from lstmconvert.frameworks.pytorch.values import Value
 from lstmconvert.gates import Direction, Part
 from lstmconvert.model import Call
+from lstmconvert.values import dataclass
 
 
 def write(

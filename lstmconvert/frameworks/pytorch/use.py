@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from lstmconvert.frameworks.pytorch.values import Value, is_floating
 from lstmconvert.mapping import Layout
 from lstmconvert.shapes import Shape
 from lstmconvert.tensors import Array, Lazy
+from lstmconvert.values import dataclass
 
 
 @dataclass(slots=True)

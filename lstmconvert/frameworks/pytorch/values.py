@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from lstmconvert.frameworks.pytorch.source import bracketed
 from lstmconvert.shapes import Shape
+from lstmconvert.values import dataclass
 
 _CASTS = {
     "float32": "float", "float64": "double", "float16": "half", "bfloat16": "bfloat16",

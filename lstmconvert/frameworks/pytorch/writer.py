@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 
 from lstmconvert import layout as layouts
@@ -41,6 +41,7 @@ from lstmconvert.options import WriteOptions
 from lstmconvert.shapes import Shape
 from lstmconvert.stacks import STACK
 from lstmconvert.tensors import Lazy
+from lstmconvert.values import dataclass
 
 TITLE = "A PyTorch model, written by lstmconvert; its weights are in the file beside it."
 _CONTAINERS = ("safetensors", "torch_archive")
