@@ -24,6 +24,7 @@ from lstmconvert.errors import (
 
 if TYPE_CHECKING:
     from lstmconvert.conversion import Result, convert, read, write
+    from lstmconvert.identification import Identification, identify
     from lstmconvert.live import to_keras, to_onnx, to_torch
     from lstmconvert.model import Model
     from lstmconvert.verification import verify
@@ -34,6 +35,7 @@ __all__ = [
     "AmbiguousSource",
     "BadFile",
     "ConversionError",
+    "Identification",
     "Model",
     "NotRepresentable",
     "Result",
@@ -41,6 +43,7 @@ __all__ = [
     "Usage",
     "VerificationFailed",
     "convert",
+    "identify",
     "read",
     "to_keras",
     "to_onnx",
@@ -51,9 +54,11 @@ __all__ = [
 
 # Where the public names that need NumPy live: `lstmconvert --help` must not pay for it.
 _HOMES = {
+    "Identification": ("lstmconvert.identification", "Identification"),
     "Model": ("lstmconvert.model", "Model"),
     "Result": ("lstmconvert.conversion", "Result"),
     "convert": ("lstmconvert.conversion", "convert"),
+    "identify": ("lstmconvert.identification", "identify"),
     "read": ("lstmconvert.conversion", "read"),
     "to_keras": ("lstmconvert.live", "to_keras"),
     "to_onnx": ("lstmconvert.live", "to_onnx"),

@@ -160,9 +160,16 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("identify", "which layout and equations are these arrays?", _identify)
     sub.add_argument("source", metavar="WEIGHTS", type=Path)
-    sub.add_argument("--input", metavar="X.npy", type=Path)
-    sub.add_argument("--output", metavar="Y.npy", type=Path)
-    sub.add_argument("--write-mapping", metavar="FILE", type=Path)
+    sub.add_argument(
+        "--input", metavar="X.npy", type=Path, help="a sample's input; in an .npz, initial states behind it"
+    )
+    sub.add_argument(
+        "--output", metavar="Y.npy", type=Path, help="its output: the sequence or its last step (and states)"
+    )
+    sub.add_argument(
+        "--write-mapping", metavar="FILE", type=Path, help="write a mapping file that makes it convertible"
+    )
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing mapping file")
 
     sub = command("conformance", "run a runtime on several hundred recurrent cases", _conformance)
     sub.add_argument(
@@ -365,14 +372,24 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _identify(arguments: argparse.Namespace) -> int:
-    from lstmconvert.errors import UnsupportedSource
+    from lstmconvert import identification, text, tracing
 
-    raise UnsupportedSource(
-        "identify comes with a later release",
-        file=arguments.source,
-        remedy="Describe the arrays with a mapping file of your own and compare traces: "
-        "lstmconvert trace --mapping FILE.",
+    inputs, outputs = (
+        None if path is None else tuple(tracing.load_arrays(path))
+        for path in (arguments.input, arguments.output)
     )
+    found = identification.identify(
+        arguments.source,
+        inputs,
+        outputs,
+        write_mapping=arguments.write_mapping,
+        overwrite=arguments.overwrite,
+    )
+    value = found.as_json()
+    _show(
+        arguments, value, lambda: text.identification(value, str(arguments.source), verbose=arguments.verbose)
+    )
+    return 0 if inputs is None or found.fits else 1
 
 
 def _conformance(arguments: argparse.Namespace) -> int:

@@ -151,6 +151,108 @@ def findings(value: Mapping[str, Any]) -> str:
     )
 
 
+def identification(value: Mapping[str, Any], source: str, *, verbose: bool) -> str:
+    """What arrays were found to be, how certain that is, and what to do next."""
+    lines = [f"{source}: {_conclusion(value)}"]
+    for layer in value["layers"]:
+        lines.append(
+            f"{layer['name']}: {layer['cell'].upper()}, input {layer['input_size']}, "
+            f"hidden {layer['hidden_size']}"
+        )
+        lines.append(f"  gates as stored: {', '.join(layer['gates'])}")
+        for part, entries in layer["tensors"].items():
+            lines += [f"  {part.replace('_', ' ')}: {name} as {axes}" for name, axes in entries]
+        described = ", ".join(f"{role} {name}" for role, name in layer["activations"].items())
+        lines.append(f"  equations: {described}{_options(layer['equations'])}")
+        for entry in layer["evidence"]:
+            word = "certain" if entry["certain"] else "likely"
+            lines.append(f"  from the arrays alone, {word}: {entry['claim']} ({entry['because']})")
+        if verbose:
+            for entry in layer["statistics"]:
+                mean = "none" if entry["bias_mean"] is None else f"{entry['bias_mean']:.3g}"
+                lines.append(
+                    f"  block {entry['block']} ({entry['gate']}): mean of the bias {mean}, deviation of the "
+                    f"kernel {entry['kernel_deviation']:.3g}, "
+                    f"of the recurrent kernel {entry['recurrent_deviation']:.3g}"
+                )
+    for entry in value["head"]:
+        lines.append(f"dense: {', '.join(entry['tensors'])}, {entry['activation']}")
+    if value["sample"] is not None:
+        lines.append(f"sample: {value['sample']}; {value['tried']} candidates measured")
+    if value["states"]:
+        lines.append(f"states were given in the order: {', '.join(value['states'])}")
+    lines += [f"in doubt: {doubt}" for doubt in value["doubts"]]
+    for other in value["alternatives"]:
+        if other["same_function"]:
+            lines.append(
+                f"computes the same on all inputs: {other['differs'] or 'the same with other arrays'}"
+            )
+        elif other["error"] is None:
+            lines.append(f"also possible: {other['differs']}")
+        else:
+            lines.append(
+                f"{'next best' if other['excluded'] else 'not excluded'}: {other['error']:.3g} off; "
+                f"{other['differs']}"
+            )
+    if value["unused"]:
+        lines.append(f"arrays that play no part: {', '.join(value['unused'][:8])}")
+    if value["frameworks"]:
+        lines.append(f"laid out and computed as in: {', '.join(value['frameworks'])}")
+    elif value["mapping"] is not None:
+        lines.append(f"mapping: {value['mapping']}")
+    lines.append(f"next: {_next(value, source)}")
+    return "\n".join(lines)
+
+
+def _conclusion(value: Mapping[str, Any]) -> str:
+    gates = ", ".join(value["gates"])
+    what = f"{value['cell'].upper()} with its gates in the order {gates}"
+    if value["error"] is None:
+        return f"perhaps {what} (no sample, so only evidence)"
+    second = (
+        "nothing else"
+        if value["runner_up_error"] is None
+        else f"the next best {value['runner_up_error']:.3g}"
+    )
+    errors = f"error {value['error']:.3g}, {second}; rounding explains {value['tolerance']:.3g}"
+    if value["certain"]:
+        return f"certain: {what} ({errors})"
+    fits = value["error"] <= value["tolerance"]
+    return f"not certain: {what} {'fits' if fits else 'comes nearest, and does not fit'} ({errors})"
+
+
+def _options(told: Mapping[str, Any]) -> str:
+    words = {
+        "before_product": "reset gate before the recurrent product",
+        "after_product": "reset gate after the recurrent product",
+        "state": "update gate keeps the state",
+        "candidate": "update gate keeps the candidate",
+    }
+    parts = [words[told[name]] for name in ("reset", "update_keeps") if name in told]
+    if "constant" in told:
+        added = told["constant"].get("forget", 0.0)
+        parts.append(
+            f"{added:g} is added to the forget gate at run time" if added else "no constants at run time"
+        )
+    return "".join(f"; {part}" for part in parts)
+
+
+def _next(value: Mapping[str, Any], source: str) -> str:
+    mapping = value["mapping"]
+    if value["certain"] and mapping is not None and mapping.endswith(".toml"):
+        return f"lstmconvert convert {source} -o OUT.onnx --mapping {mapping}"
+    if value["certain"]:
+        return (
+            "the same command with --write-mapping FILE.toml, then "
+            f"lstmconvert convert {source} -o OUT.onnx --mapping FILE.toml"
+        )
+    if value["error"] is None:
+        return f"lstmconvert identify {source} --input X.npy --output Y.npy, with a sample of the model"
+    return (
+        "give a longer sample: several sequences of several steps, and the whole sequence where it can be had"
+    )
+
+
 def carried(value: Mapping[str, Any]) -> str:
     """What became of the proof that a written file carries."""
     return f"{value['file']}: {value['verdict']}: {value['detail']}"

@@ -41,7 +41,7 @@ ROOMS: tuple[frozenset[str], ...] = (
         {
             "tracing",
             "text",
-            "identify",
+            "identification",
             "live",
             "verification",
             "runtimes",

@@ -162,9 +162,8 @@ def _found(described: MappingFile, tensors: Mapping[str, Lazy]) -> list[Found]:
     positions = {name: n for n, name in enumerate(tensors)}
     claimed: set[str] = set()
     best: list[tuple[int, Found]] = []
-    for one in sorted(
-        (_best(group, tensors) for group in candidates.values()), key=lambda one: order.index(one.layout.name)
-    ):
+    every = [one for group in candidates.values() for one in _apart(group, tensors)]
+    for one in sorted(every, key=lambda one: order.index(one.layout.name)):
         # A cell inside a layer that an earlier layout describes as a whole is no layer of its own.
         held = layouts.kernels(one) & tensors.keys()
         if not held <= claimed:
@@ -173,23 +172,41 @@ def _found(described: MappingFile, tensors: Mapping[str, Lazy]) -> list[Found]:
     return [one for _, one in sorted(best, key=lambda pair: pair[0])]
 
 
+def _apart(group: list[Found], tensors: Mapping[str, Lazy]) -> list[Found]:
+    """The best of layouts in one place, and those that fit tensors which it has nothing to do with."""
+    chosen = [_best(group, tensors)]
+    used = _held(chosen[0], tensors)
+    while rest := [one for one in group if _fits(one, tensors) and not _held(one, tensors) & used]:
+        chosen.append(_best(rest, tensors))
+        used |= _held(chosen[-1], tensors)
+    return chosen
+
+
+def _held(one: Found, tensors: Mapping[str, Lazy]) -> frozenset[str]:
+    """The tensors that a layout may take where it was found."""
+    local = _local(one, tensors)
+    both = (Direction.FORWARD, Direction.REVERSE)
+    names = {n for ways in (both[:1], both) for n in layouts.tensor_names(one.layout, ways, one.layer)}
+    return frozenset(name for name in names if name in local)
+
+
+def _fits(one: Found, tensors: Mapping[str, Lazy]) -> bool:
+    """Whether the tensors of a found layer are complete and of fitting shapes."""
+    try:
+        for blocks in layouts.unpack(one.layout, _local(one, tensors), one.layer).values():
+            Weights(one.layout.cell or Cell.RNN, blocks)
+    except (BadFile, ValueError):
+        return False
+    return True
+
+
 def _best(group: list[Found], tensors: Mapping[str, Lazy]) -> Found:
     """The one that fits and leaves the fewest tensors out; if none fits, the one that comes closest."""
 
     def held(one: Found) -> int:
-        local = _local(one, tensors)
-        both = (Direction.FORWARD, Direction.REVERSE)
-        names = {n for ways in (both[:1], both) for n in layouts.tensor_names(one.layout, ways, one.layer)}
-        return sum(name in local for name in names)
+        return len(_held(one, tensors))
 
-    fitting = []
-    for one in group:
-        try:
-            for blocks in layouts.unpack(one.layout, _local(one, tensors), one.layer).values():
-                Weights(one.layout.cell or Cell.RNN, blocks)
-        except (BadFile, ValueError):
-            continue
-        fitting.append(one)
+    fitting = [one for one in group if _fits(one, tensors)]
     if not fitting:
         return max(group, key=held)
     most = max(map(held, fitting))
