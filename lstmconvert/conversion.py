@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lstmconvert import bias_split, lowering, movement, provenance, registry, stacks
+from lstmconvert import bias_split, lowering, movement, pairing, provenance, registry, simplify, stacks
 from lstmconvert.canonical import RecurrentLayer
 from lstmconvert.containers import Archive
 from lstmconvert.errors import (
@@ -261,8 +261,9 @@ def read(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Plan:
-    """A model fitted to its target, and the archive that is to be written."""
+    """What is written of a source, fitted to its target, and the archive that is to be written."""
 
+    source: Model
     model: Model
     archive: Archive
     framework: MappingFile
@@ -275,9 +276,15 @@ def _plan(model: Model, target: Path, to: str | None, options: WriteOptions) -> 
     framework_name, container = registry.target_of(target, to)
     framework = registry.mapping_of(framework_name)
     module = registry.module_of(framework)
-    rewrites: tuple[Rewrite, ...] = ()
+    source, unused = simplify.without_unused(model)
+    model = source
+    rewrites: tuple[Rewrite, ...] = tuple(
+        Rewrite(name, "leave_out_unused", "left out: no output of the model depends on it", True)
+        for name in unused
+    )
     if options.dtype is not None:
-        model, rewrites = lowering.cast(model, np.dtype(options.dtype))
+        model, cast = lowering.cast(model, np.dtype(options.dtype))
+        rewrites += cast
     keep = getattr(module, "spells_out", None) if model.calls is not None else None
     lowered, steps = lowering.lower(model, framework, keep)
     if not framework.module:
@@ -286,7 +293,7 @@ def _plan(model: Model, target: Path, to: str | None, options: WriteOptions) -> 
     archive: Archive = module.write(lowered, container, options)
     memory = {provenance.KEY: provenance.of_model(lowered).dumps()}
     archive = replace(archive, metadata={**archive.metadata, **memory})
-    return _Plan(lowered, archive, framework, container, (*rewrites, *steps), options)
+    return _Plan(source, lowered, archive, framework, container, (*rewrites, *steps), options)
 
 
 def write(
@@ -425,10 +432,10 @@ def run(
         )
     try:
         parts = _parts(source.model, source_path, target, to)
-        plans = {path: (model, _plan(model, path, to, write_options)) for path, model in parts.items()}
+        plans = {path: _plan(model, path, to, write_options) for path, model in parts.items()}
     except NotRepresentable as error:
         raise error.located(file=source_path) from error.__cause__
-    targets = {path: _targets(path, plan.archive) for path, (_, plan) in plans.items()}
+    targets = {path: _targets(path, plan.archive) for path, plan in plans.items()}
     every = tuple(path for group in targets.values() for path in group)
     made = _made_folder(every[0].parent) if len(plans) > 1 or target is None or target.suffix == "" else None
     proofs: list[Proof] = []
@@ -437,26 +444,40 @@ def run(
         atomic.replacing(*every, overwrite=overwrite, sources=(source_path,)) as places,
     ):
         left = list(places)
-        for path, (model, plan) in plans.items():
+        for path, plan in plans.items():
             held = [left.pop(0) for _ in targets[path]]
             _write_files(held, _sealed(plan) if proof else plan)
             if proof:
                 back = registry.container_module(registry.container_of(held[0]).name).read(held[0])
                 found = prove(
-                    model, plan.model, held[0], back, plan.framework.name, plan.archive, tolerance, full=full
+                    plan.source,
+                    plan.model,
+                    held[0],
+                    back,
+                    plan.framework.name,
+                    plan.archive,
+                    tolerance,
+                    full=full,
                 )
                 moved = _moved(plan, back, once_more=full or source.model.weights <= LARGE)
                 if not proofs:
                     moved = source_movement(source, read_options).and_then(moved)
-                found = replace(found, rewrites=plan.rewrites, movement=moved)
+                skipped = (*found.skipped, *_left_out(source.model))
+                found = replace(found, rewrites=plan.rewrites, movement=moved, skipped=skipped)
                 proofs.append(found)
                 if not proofs[-1].proved:
                     raise VerificationFailed(failure(found), file=path, remedy="Nothing was written.")
-    rewrites = tuple(step for _, plan in plans.values() for step in plan.rewrites)
-    framework = next(iter(plans.values()))[1].framework.name
+    rewrites = tuple(step for plan in plans.values() for step in plan.rewrites)
+    framework = next(iter(plans.values())).framework.name
     outcome = _joined(proofs, time.perf_counter() - started) if proof else None
     place = every[0] if len(plans) == 1 else every[0].parent
     return Result(source_path, place, source.framework, framework, every, outcome, rewrites)
+
+
+def _left_out(model: Model) -> tuple[str, ...]:
+    """That a source has a wiring, of which nothing was converted: its layers look whole without it."""
+    reason = model.metadata.get("topology")
+    return (f"only the recurrent layers were converted, not the whole model: {reason}",) if reason else ()
 
 
 def _sealed(plan: _Plan) -> _Plan:
@@ -500,7 +521,11 @@ def carried_proof(path: str | Path, options: ReadOptions | None = None) -> dict[
             "detail": "its numbers or equations are not those that were proved",
         }
     found = provenance.of_model(source.model).layers
-    if [r.equations for r in found] != [r.equations for r in memory.layers]:
+    ordered = provenance.fitting(memory, source.model.recurrent) or memory
+    ran, proved = [r.equations for r in found], [r.equations for r in ordered.layers]
+    # A layer that is used twice may be held twice.
+    same = ran == proved if len(ran) == len(proved) else all(e in proved for e in ran)
+    if not same:
         return {**answer, "verdict": "changed", "detail": "it computes with other equations than were proved"}
     count = f"{len(held)} tensors and {len(found)} recurrent layers"
     detail = f"{count} are those that were proved ({memory.proof[:16]})"
@@ -534,15 +559,13 @@ def _moved(plan: _Plan, back: Archive, *, once_more: bool) -> movement.Movement:
             is enough where the blocks that came back have the bits of the source's.
     """
     module = registry.module_of(plan.framework)
-    options = _with_mapping(_told(plan.model), plan.framework)
 
     def write(model: Model) -> Archive:
         archive: Archive = module.write(model, plan.container, plan.options)
         return archive
 
     def read(archive: Archive) -> Model:
-        model: Model = module.read(archive, plan.container, options)
-        return model
+        return _read_again(archive, plan.container, plan.framework, plan.model)
 
     if once_more:
         return movement.of_target(plan.model, write, read, back)
@@ -710,9 +733,8 @@ def prove(
         tolerance, full: as for ``convert``.
     """
     container = registry.container_of(written).name
-    mapping = registry.mapping_of(framework)
-    options = _with_mapping(_told(lowered), mapping)
-    target = replace(registry.module_of(mapping).read(back, container, options), framework=framework)
+    target = _read_again(back, container, registry.mapping_of(framework), lowered)
+    target = replace(target, framework=framework)
     layers, problems = prove_layers(
         source.recurrent, _in_order(target, lowered), tolerance=tolerance, full=full
     )
@@ -722,6 +744,17 @@ def prove(
     same = {layer.name: layer.target for layer in layers if layer.not_run}
     whole, skipped = _prove_whole(source, target, written, tolerance, full=full, same=same)
     return Proof(tuple(layers), tuple(whole), tuple(problems), skipped=tuple(skipped))
+
+
+def _read_again(archive: Archive, container: str, mapping: MappingFile, lowered: Model) -> Model:
+    """A written archive read; what it does not say itself is said as the person would who wrote it."""
+    module = registry.module_of(mapping)
+    model: Model
+    try:
+        model = module.read(archive, container, _with_mapping(ReadOptions(), mapping))
+    except AmbiguousSource:
+        model = module.read(archive, container, _with_mapping(_told(lowered), mapping))
+    return model
 
 
 def _told(lowered: Model) -> ReadOptions:
@@ -738,11 +771,14 @@ def _told(lowered: Model) -> ReadOptions:
 
 
 def _in_order(target: Model, lowered: Model) -> Mapping[str, RecurrentLayer]:
-    """The target's layers in the order of the source where names tell, else as they come."""
-    found = dict(target.recurrent)
-    if set(found) == set(lowered.recurrent):
-        return {name: found[name] for name in lowered.recurrent}
-    return found
+    """The target's layers in the order of the source; a layer that is held for every use comes once."""
+    held = target.recurrent
+    found: dict[str, str] = {}
+    twins = pairing.twins(lowered.recurrent, held, wired=target.calls is not None)
+    for name, twin in twins.items():
+        found.setdefault(twin, name)
+    ordered = [found[name] for name in lowered.recurrent if name in found]
+    return {name: held[name] for name in [*ordered, *(name for name in held if name not in twins)]}
 
 
 def _lost_tensors(archive: Archive, back: Archive, compared: Collection[str]) -> list[str]:
@@ -770,9 +806,11 @@ def _lost_neighbours(lowered: Model, target: Model) -> list[str]:
         other = target.layers.get(name)
         if not isinstance(layer, OperationLayer) or not isinstance(other, OperationLayer):
             continue
+        if type(layer.operation) is not type(other.operation):
+            continue  # The same numbers in other places, as of a depthwise convolution in groups.
         for part, block in layer.weights.items():
             twin: Lazy | None = other.weights.get(part)
-            if twin is not None and not same_bits(block.read(), twin.read()):
+            if twin is not None and not same_bits(np.squeeze(block.read()), np.squeeze(twin.read())):
                 problems.append(f"{part} of layer {name!r} came back with other bits")
     return problems
 
@@ -836,9 +874,13 @@ def open_both(
     """Two files that are to be compared, and what each was told."""
     a = open_source(Path(first), given)
     told = replace(given, framework=None, mapping=None, layer=None)
-    if told.activation is None:
+    try:
+        b = open_source(Path(second), told)
+    except AmbiguousSource:
+        if told.activation is not None:
+            raise
         told = replace(told, activation=_told(a.model).activation)
-    b = open_source(Path(second), told)
+        b = open_source(Path(second), told)
     if given.layer is not None and len(b.model.recurrent) > 1:
         b = replace(b, model=_only(b.model, given.layer, b.path))
     return (a, b), (given, told)

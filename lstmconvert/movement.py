@@ -20,6 +20,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from lstmconvert import pairing
 from lstmconvert.canonical import RecurrentLayer, Weights
 from lstmconvert.containers import Archive
 from lstmconvert.errors import ConversionError
@@ -287,13 +288,15 @@ def of_target(
         read: reads an archive, as the target's is read.
         back: the written file, read again.
     """
+    target = read(back)
+    renamed = pairing.twins(model.recurrent, target.recurrent, wired=target.calls is not None)
     held = {place: block for place, block in _blocks(model) if _followed(block)}
     by_width: dict[int, dict[_Place, Lazy]] = {}
     for place, block in held.items():
         by_width.setdefault(block.dtype.itemsize, {})[place] = block
     result = Movement()
     for blocks in by_width.values():
-        result = result.and_then(_of_target(model, blocks, write, read, back))
+        result = result.and_then(_of_target(model, blocks, write, read, back, renamed))
     return result
 
 
@@ -303,6 +306,7 @@ def _of_target(
     write: Callable[[Model], Archive],
     read: Callable[[Archive], Model],
     back: Archive,
+    renamed: Mapping[str, str],
 ) -> Movement:
     numbering = _numbering(list(held.values()))
     if numbering is None:
@@ -314,7 +318,8 @@ def _of_target(
         try:
             made = write(_with_blocks(model, indexed))
             tensors = {name: made.tensors.get(name, t) for name, t in back.tensors.items()}
-            found.append(dict(_in_order(model, read(replace(back, tensors=tensors)))))
+            arrived = _blocks(read(replace(back, tensors=tensors)))
+            found.append({(renamed.get(name, name), own): block for (name, own), block in arrived})
         except _FAILURES as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             return Movement(skipped=(f"the target's elements were not followed: {reason}",))
@@ -322,10 +327,10 @@ def _of_target(
     problems: list[str] = []
     skipped: list[str] = []
     for place, block in held.items():
-        arrived = [blocks.get(place) for blocks in found]
-        lazies = [lazy for lazy in arrived if lazy is not None]
+        came = [blocks.get(place) for blocks in found]
+        lazies = [lazy for lazy in came if lazy is not None]
         recurrent = place[0] in model.recurrent
-        if len(lazies) < len(arrived) or lazies[0].dtype != block.dtype or lazies[0].shape != block.shape:
+        if len(lazies) < len(came) or lazies[0].dtype != block.dtype or lazies[0].shape != block.shape:
             if not recurrent:
                 # A neighbour that the target spells in another way, such as a folded normalisation.
                 skipped.append(f"{place[1]} of layer {place[0]!r} was not followed: the target computes it")
@@ -346,15 +351,6 @@ def _of_target(
             )
         count += block.size
     return Movement(target=count, problems=tuple(problems), skipped=tuple(dict.fromkeys(skipped)))
-
-
-def _in_order(model: Model, target: Model) -> Iterator[tuple[_Place, Lazy]]:
-    """The target's blocks under the names of the model's layers; recurrent ones else by position."""
-    renamed = dict(zip(target.recurrent, model.recurrent, strict=False))
-    if set(target.recurrent) == set(model.recurrent):
-        renamed = {name: name for name in target.recurrent}
-    for (name, block_name), block in _blocks(target):
-        yield (renamed.get(name, name), block_name), block
 
 
 def same_reading(archive: Archive, readers: Sequence[Callable[[Archive], Model]]) -> bool:

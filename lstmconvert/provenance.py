@@ -27,6 +27,7 @@ from lstmconvert.canonical import (
 )
 from lstmconvert.gates import Cell, Gate
 from lstmconvert.model import Model
+from lstmconvert.pairing import spelled
 from lstmconvert.tensors import Array, Lazy, little_endian
 from lstmconvert.values import dataclass
 
@@ -191,9 +192,12 @@ def loads(text: object) -> Provenance | None:
 
 
 def fitting(provenance: Provenance | None, layers: Mapping[str, RecurrentLayer]) -> Provenance | None:
-    """The provenance, if it speaks of as many layers of the same cells, else ``None``."""
+    """The provenance in the order of the layers, if it speaks of as many of the same cells, else ``None``."""
     if provenance is None or len(provenance.layers) != len(layers):
         return None
+    named = {spelled(record.name): record for record in provenance.layers}
+    if set(named) == {spelled(name) for name in layers}:
+        provenance = replace(provenance, layers=tuple(named[spelled(name)] for name in layers))
     for record, layer in zip(provenance.layers, layers.values(), strict=True):
         if len(record.equations) != len(layer.directions) or record.equations[0].cell is not layer.cell:
             return None

@@ -167,7 +167,10 @@ def versions() -> dict[str, str]:
 
 
 def inspection(source: Source) -> dict[str, Any]:
-    """What a file holds: ``framework``, ``container``, recurrent ``layers``, ``topology``, ``others``."""
+    """What a file holds: ``framework``, ``container``, recurrent ``layers``, ``topology``, ``others``.
+
+    ``topology_unknown`` says why there is no topology of a file that has one.
+    """
     model = source.model
     return {
         "file": str(source.path),
@@ -175,6 +178,7 @@ def inspection(source: Source) -> dict[str, Any]:
         "container": source.container,
         "layers": [layer(found) for found in model.recurrent.values()],
         "topology": topology(model),
+        "topology_unknown": model.metadata.get("topology"),
         "others": [_other(found) for found in model.layers.values() if isinstance(found, OperationLayer)],
     }
 

@@ -19,6 +19,26 @@ _FLIPPED = {
 }
 
 
+def without_unused(model: Model) -> tuple[Model, tuple[str, ...]]:
+    """The model without what no output depends on, and the names of the layers that went with it."""
+    if model.calls is None:
+        return model, ()
+    needed = {port.value for port in model.outputs}
+    kept: list[Call] = []
+    for call in reversed(model.calls):
+        if needed.isdisjoint(call.outputs):
+            continue
+        kept.append(call)
+        needed.update(call.inputs, call.initial_state, () if call.mask is None else (call.mask,))
+    if len(kept) == len(model.calls):
+        return model, ()
+    used = {call.layer for call in kept}
+    unused = {call.layer for call in model.calls} - used
+    layers = {name: layer for name, layer in model.layers.items() if name not in unused}
+    gone = tuple(name for name in model.layers if name in unused)
+    return replace(model, layers=layers, calls=tuple(reversed(kept))), gone
+
+
 def fold_reversals(model: Model) -> Model:
     """Flips of time before and after a recurrent layer become the layer's own direction and output order.
 

@@ -102,7 +102,7 @@ def inspection(value: Mapping[str, Any], *, verbose: bool) -> str:
     if not value["layers"]:
         lines.append("no recurrent layers")
     if value["topology"] is None:
-        lines.append("no topology: the file holds weights only")
+        lines.append(f"no topology: {value['topology_unknown'] or 'the file holds weights only'}")
     else:
         lines.append("model: " + " -> ".join(_chain(value["topology"])))
     others = value["others"]

@@ -28,7 +28,7 @@ ROOMS: tuple[frozenset[str], ...] = (
         {"errors", "values", "gates", "activations", "tensors", "options", "axes", "geometry", "sampling"}
     ),
     frozenset({"canonical"}),
-    frozenset({"equations", "operations"}),
+    frozenset({"equations", "operations", "pairing"}),
     frozenset({"model", "mapping", "provenance"}),
     frozenset({"layout", "stacks", "shapes", "interpreter", "atomic"}),
     frozenset({"containers"}),
