@@ -232,13 +232,13 @@ def unpack(
                 tensor, place, {**sizes, **_local_sizes(place.rule, len(directions))}
             )
     for blocks in result.values():
-        for part, gate, first in _ties(layout):
+        for part, gate, first in ties(layout):
             if (part, first) in blocks:
                 blocks[part, gate] = blocks[part, first]  # the same one: it is moved once
     return result
 
 
-def _ties(layout: Layout) -> Iterable[tuple[Part, Gate, Gate]]:
+def ties(layout: Layout) -> Iterable[tuple[Part, Gate, Gate]]:
     """Every gated part of every gate that shares its numbers, and the gate that has them."""
     for group in layout.tied:
         for gate in group[1:]:
@@ -248,7 +248,7 @@ def _ties(layout: Layout) -> Iterable[tuple[Part, Gate, Gate]]:
 
 def untied(layout: Layout, weights: Weights) -> tuple[Gate, Gate] | None:
     """Two gates that share their numbers in this layout and have different ones in ``weights``."""
-    for part, gate, first in _ties(layout):
+    for part, gate, first in ties(layout):
         a, b = weights.get((part, first)), weights.get((part, gate))
         if a is b:
             continue
@@ -317,7 +317,7 @@ def pack(layout: Layout, directions: Mapping[Direction, Weights], layer: str = "
     wanted = places(layout, tuple(directions), layer)
     for direction, weights in directions.items():
         held = {place.key for place in wanted if place.direction is direction}
-        shared = {(part, gate) for part, gate, _ in _ties(layout)}
+        shared = {(part, gate) for part, gate, _ in ties(layout)}
         if (differing := untied(layout, weights)) is not None:
             raise ValueError(f"layout {layout.name!r} has one block for {' and '.join(differing)}")
         for key in weights:

@@ -29,7 +29,7 @@ from lstmconvert.canonical import (
 from lstmconvert.dialect import block_keys, reasons, spell
 from lstmconvert.errors import NotRepresentable
 from lstmconvert.gates import GATES, Cell, Direction, Gate, Part
-from lstmconvert.layout import places
+from lstmconvert.layout import places, ties
 from lstmconvert.mapping import Layout, MappingFile
 from lstmconvert.model import Layer, Model
 from lstmconvert.tensors import Lazy, same_bits
@@ -88,6 +88,19 @@ def layout_for(mapping: MappingFile, layer: RecurrentLayer) -> Layout:
     raise _refusal(mapping, layer, [against for _, against in attempts])
 
 
+def layout_note(mapping: MappingFile) -> str:
+    """Key of the note that keeps the layout that a layer had in files of a framework."""
+    return f"{mapping.name}_layout"
+
+
+def noted_layout(mapping: MappingFile, layer: RecurrentLayer) -> Layout | None:
+    """The layout that a layer had in files of this framework, where it can still be written in it."""
+    noted = mapping.layouts.get(layer.notes.get(layout_note(mapping), ""))
+    if noted is None or noted.cell is not layer.cell or noted.reads_only or reasons(noted, layer):
+        return None
+    return noted
+
+
 def lower_layer(
     layer: RecurrentLayer, mapping: MappingFile
 ) -> tuple[RecurrentLayer, Layout, tuple[Rewrite, ...]]:
@@ -135,13 +148,29 @@ def lower(
     for name, layer in model.layers.items():
         if isinstance(layer, RecurrentLayer):
             try:
-                layer, _, steps = lower_layer(layer, mapping)
+                layer, layout, steps = lower_layer(layer, mapping)
+                layer = _shared(layer, noted_layout(mapping, layer) or layout)
                 rewrites += steps
             except NotRepresentable:
                 if keep is None or not keep(layer):
                     raise
         layers[name] = layer
     return replace(model, layers=layers), tuple(rewrites)
+
+
+def _shared(layer: RecurrentLayer, layout: Layout) -> RecurrentLayer:
+    """The layer with one block for gates that share their numbers in the layout; they have the same bits."""
+
+    def share(direction: RecurrentDirection) -> RecurrentDirection:
+        weights = direction.weights
+        blocks: dict[BlockKey, Lazy] = {
+            (part, gate): weights[part, first]
+            for part, gate, first in ties(layout)
+            if (part, gate) in weights
+        }
+        return replace(direction, weights=weights.with_blocks(blocks))
+
+    return layer.mapped(share) if layout.tied else layer
 
 
 def _candidates(mapping: MappingFile, cell: Cell) -> list[Layout]:

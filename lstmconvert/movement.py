@@ -312,6 +312,10 @@ def _of_target(
     if numbering is None:
         return Movement()
     starts = dict(zip(held, np.cumsum([0, *(b.size for b in held.values())]), strict=False))
+    first: dict[int, _Place] = {}
+    for place, block in held.items():
+        # Gates that share their numbers have one block, and so one set of indices.
+        starts[place] = starts[first.setdefault(id(block), place)]
     found: list[Mapping[_Place, Lazy]] = []
     for digit in range(numbering.digits):
         indexed = {place: numbering.lazy(b, int(starts[place]), digit) for place, b in held.items()}

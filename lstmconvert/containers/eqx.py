@@ -54,6 +54,8 @@ def read(path: Path) -> Archive:
     """
     begin, line = _line(path)
     blocks = _blocks(path, begin, most=_MOST_ARRAYS)
+    if not blocks:
+        raise BadFile("there is no array in the file", file=path)
     metadata: dict[str, Any] = {} if line is None else {"hyperparameters": line}
     if blocks and (texts := _texts(path, *blocks[-1])) is not None:
         metadata |= texts

@@ -77,6 +77,8 @@ def read(path: Path) -> Archive:
             source = _Plain(path, at, 8 + count)
         try:
             for name, found in _matrix(source, 0, 0):
+                if name in tensors or name in ignored:
+                    raise BadFile("two arrays have one name", file=path, place=name[:80])
                 if isinstance(found, str):
                     ignored[name] = found
                 else:
@@ -84,6 +86,8 @@ def read(path: Path) -> Archive:
         except (struct.error, UnicodeDecodeError) as error:
             raise BadFile("an array is damaged", file=path, place=f"byte {at}") from error
         at += 8 + count + (-count % 8 if kind != _COMPRESSED else 0)
+    if at < size or not (tensors or ignored):
+        raise BadFile("the file ends inside an array, or before the first", file=path, place=f"byte {at}")
     return Archive(MappingProxyType(tensors), MappingProxyType({"ignored": ignored}))
 
 
@@ -199,10 +203,11 @@ def _matrix(source: _Source, at: int, depth: int, prefix: str = "") -> Iterator[
 
 def _fields(source: _Source, at: int, depth: int, name: str) -> Iterator[tuple[str, Lazy | str]]:
     length_at = _element(source, at)
-    (length,) = _integers(source, length_at)
+    lengths = _integers(source, length_at)
     names_at = _element(source, length_at.following)
-    if not 0 < length <= 256 or names_at.size % length:
+    if len(lengths) != 1 or not 0 < lengths[0] <= 256 or names_at.size % lengths[0]:
         raise BadFile("a structure is damaged", file=source.path, place=name[:80])
+    length = lengths[0]
     names = source.read(names_at.offset, names_at.size)
     at = names_at.following
     for begin in range(0, len(names), length):

@@ -76,7 +76,7 @@ def read(archive: Archive, container: str, options: ReadOptions) -> Model:  # no
     records = _records(memory, names)
     layers: dict[str, RecurrentLayer] = {}
     for (name, stack), one, record in zip(names, found, records, strict=True):
-        notes = {_prefix_note(described): one.prefix, _layout_note(described): one.layout.name}
+        notes = {_prefix_note(described): one.prefix, lowering.layout_note(described): one.layout.name}
         if stack is not None:
             notes[STACK] = stack
         told = _told(one.layout, options, [other.layout for other in found])
@@ -99,11 +99,6 @@ def _mapping(options: ReadOptions) -> MappingFile:
 def _prefix_note(described: MappingFile) -> str:
     """Key of the note that keeps what stood before a layer's names in files of this framework."""
     return f"{described.name}_prefix"
-
-
-def _layout_note(described: MappingFile) -> str:
-    """Key of the note that keeps the layout that a layer had in files of this framework."""
-    return f"{described.name}_layout"
 
 
 def _told(layout: Layout, options: ReadOptions, every: Sequence[Layout]) -> ReadOptions:
@@ -155,6 +150,8 @@ def _found(described: MappingFile, tensors: Mapping[str, Lazy]) -> list[Found]:
         if layout.cell is not None:
             for separator in described.separators or ("/",):
                 for one in layouts.find(layout.respelled(separator), tensors):
+                    if one.prefix and described.separators and not one.prefix.endswith(described.separators):
+                        continue  # the end of a longer name
                     group = candidates.setdefault((one.prefix, one.layer), [])
                     if all(one.layout.name != other.layout.name for other in group):
                         group.append(one)
@@ -163,8 +160,8 @@ def _found(described: MappingFile, tensors: Mapping[str, Lazy]) -> list[Found]:
     claimed: set[str] = set()
     best: list[tuple[int, Found]] = []
     every = [one for group in candidates.values() for one in _apart(group, tensors)]
-    for one in sorted(every, key=lambda one: order.index(one.layout.name)):
-        # A cell inside a layer that an earlier layout describes as a whole is no layer of its own.
+    for one in sorted(every, key=lambda one: (not _fits(one, tensors), order.index(one.layout.name))):
+        # What a layout that fits, or an earlier one, describes as a whole has no layers of its own inside.
         held = layouts.kernels(one) & tensors.keys()
         if not held <= claimed:
             claimed |= held
@@ -438,10 +435,7 @@ def _layout(layer: Layer, described: MappingFile) -> Layout:
     """The layout that holds a lowered layer: the one that it had in this framework, where that still fits."""
     if isinstance(layer, OperationLayer):
         return _neighbour(layer, described)
-    noted = described.layouts.get(layer.notes.get(_layout_note(described), ""))
-    if noted is not None and noted.cell is layer.cell and not noted.reads_only and not reasons(noted, layer):
-        return noted
-    return lowering.layout_for(described, layer)
+    return lowering.noted_layout(described, layer) or lowering.layout_for(described, layer)
 
 
 def _has_weights(layer: Layer) -> bool:

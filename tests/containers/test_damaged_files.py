@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle as plain_pickle
 import random
 import tempfile
 import warnings
@@ -12,13 +13,15 @@ from types import ModuleType
 import numpy as np
 import pytest
 import safetensors.numpy
+import scipy.io
 import torch
 from hypothesis import HealthCheck, example, given, seed, settings
 from hypothesis import strategies as st
 
-from lstmconvert.containers import npz, torch_archive
+from lstmconvert.containers import Archive, eqx, mat, msgpack, npz, pickle, torch_archive
 from lstmconvert.containers import safetensors as safetensors_file
 from lstmconvert.errors import BadFile, ConversionError
+from lstmconvert.tensors import Lazy
 
 
 def torch_file(value: object, *, zipped: bool = True) -> bytes:
@@ -50,6 +53,22 @@ def single_array() -> bytes:
     return stream.getvalue()
 
 
+def matlab_file(*, compressed: bool) -> bytes:
+    stream = io.BytesIO()
+    layer = {"W": np.arange(6.0).reshape(2, 3) + 0.5, "b": np.ones((4, 1), np.float32)}
+    scipy.io.savemat(stream, {"layer": layer}, do_compression=compressed)
+    return stream.getvalue()
+
+
+def written_by(module: ModuleType) -> bytes:
+    """A file of ours of two arrays and a text, where the container has room for one."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file"
+        tensors = {"a": Lazy.of(np.arange(6.0).reshape(2, 3)), "b/c": Lazy.of(np.ones(300, np.float32))}
+        module.write(path, Archive(tensors))
+        return path.read_bytes()
+
+
 CHECKPOINT = {
     "model": torch.nn.LSTM(2, 3).state_dict(),
     "epoch": 3,
@@ -67,6 +86,12 @@ FILES: dict[str, tuple[ModuleType, bytes]] = {
         safetensors_file,
         safetensors.numpy.save({"a": np.arange(6.0).reshape(2, 3), "b": np.ones(4, np.int8)}, {"c": "d"}),
     ),
+    "msgpack": (msgpack, written_by(msgpack)),
+    "eqx": (eqx, single_array()),
+    "pickle": (pickle, plain_pickle.dumps({"a": {"w": np.arange(600.0)}, "b": np.ones(4, np.int8), "n": 3})),
+    "pickle of ours": (pickle, written_by(pickle)),
+    "mat": (mat, matlab_file(compressed=False)),
+    "mat compressed": (mat, matlab_file(compressed=True)),
 }
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tests.apart import apart
+from tests.matrix import judges_paddle
 from tests.matrix.judges import HIDDEN, INPUT, Case, Judge, Sample, draw, inputs
 
 Array = np.ndarray[Any, Any]
@@ -19,18 +22,6 @@ GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 def activation(case: Case) -> dict[str, Any]:
     """What a file with a simple RNN does not say."""
     return {"activation": "relu" if case.option == "relu" else "tanh"} if case.cell == "rnn" else {}
-
-
-def merged(forward: Array, backward: Array, case: Case) -> Array:
-    """Two directions as one output; the backward one in input order."""
-    match case.option:
-        case "sum":
-            return forward + backward
-        case "ave":
-            return (forward + backward) / 2
-        case "mul":
-            return forward * backward
-    return np.concatenate([forward, backward], axis=-1)
 
 
 # What each of them can hold, said apart from the mapping files.
@@ -95,26 +86,46 @@ def random_tree(shapes: Any, rng: np.random.Generator) -> Any:
     return draw(rng, tuple(shapes.shape))
 
 
-def _linen_cell(case: Case, *, mgu: bool = False) -> Any:
+# Told apart by identity, so that a compiled function is found again.
+MERGES: dict[str, Callable[[Any, Any], Any]] = {
+    "sum": lambda a, b: a + b,
+    "ave": lambda a, b: (a + b) / 2,
+    "mul": lambda a, b: a * b,
+}
+
+
+@cache
+def _linen_layer(cell: str, option: str, *, bidirectional: bool, mgu: bool) -> Any:
     from flax import linen as nn
 
-    if case.cell == "lstm":
-        return nn.OptimizedLSTMCell(HIDDEN)
-    if case.cell == "gru":
-        return nn.MGUCell(HIDDEN) if mgu else nn.GRUCell(HIDDEN)
-    return nn.SimpleCell(HIDDEN, activation_fn=nn.relu if case.option == "relu" else nn.tanh)
-
-
-def _linen_layer(case: Case, *, bidirectional: bool, mgu: bool = False) -> Any:
-    from flax import linen as nn
+    def rnn() -> Any:
+        match cell:
+            case "lstm":
+                return nn.RNN(nn.OptimizedLSTMCell(HIDDEN))
+            case "gru":
+                return nn.RNN(nn.MGUCell(HIDDEN) if mgu else nn.GRUCell(HIDDEN))
+        return nn.RNN(nn.SimpleCell(HIDDEN, activation_fn=nn.relu if option == "relu" else nn.tanh))
 
     if not bidirectional:
-        return nn.RNN(_linen_cell(case, mgu=mgu))
-    return nn.Bidirectional(
-        nn.RNN(_linen_cell(case, mgu=mgu)),
-        nn.RNN(_linen_cell(case, mgu=mgu)),
-        merge_fn=lambda a, b: merged(np.asarray(a), np.asarray(b), case),
-    )
+        return rnn()
+    if option in MERGES:
+        return nn.Bidirectional(rnn(), rnn(), merge_fn=MERGES[option])
+    return nn.Bidirectional(rnn(), rnn())
+
+
+@cache
+def _jitted(name: str) -> Any:
+    import equinox
+    import jax
+    from flax import nnx
+
+    functions: dict[str, Any] = {
+        "linen": lambda module, variables, x: module.apply(variables, x),
+        "nnx": lambda graph, state, x: nnx.merge(graph, state)(x),
+    }
+    if name == "equinox":
+        return equinox.filter_jit(_equinox_scan)
+    return jax.jit(functions[name], static_argnums=0)
 
 
 def make_flax(case: Case, folder: Path) -> Sample:
@@ -122,18 +133,15 @@ def make_flax(case: Case, folder: Path) -> Sample:
     from flax import serialization
 
     x = inputs(case)
-    module = _linen_layer(case, bidirectional=case.bidirectional, mgu=case.option == "mgu")
-    rng = np.random.default_rng(case.seed)
-    with jax.disable_jit():
-        variables = random_tree(module.init(jax.random.key(0), x), rng)
-        y = np.asarray(module.apply(variables, x))
+    module = _linen_layer(case.cell, case.option, bidirectional=case.bidirectional, mgu=case.option == "mgu")
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x)
+    variables = random_tree(shapes, np.random.default_rng(case.seed))
     path = folder / "source.msgpack"
     path.write_bytes(serialization.to_bytes(variables))
-    return Sample(path, x, y)
+    return Sample(path, x, np.asarray(_jitted("linen")(module, variables, x)))
 
 
 def run_flax(path: Path, x: Array, case: Case) -> Array:
-    import jax
     from flax import serialization
 
     tree = serialization.msgpack_restore(path.read_bytes())
@@ -142,9 +150,9 @@ def run_flax(path: Path, x: Array, case: Case) -> Array:
         both = "forward_rnn" in layer
         own = layer if both or "cell" in layer else {"cell": layer}
         first = own["forward_rnn"]["cell"] if both else own["cell"]
-        module = _linen_layer(case, bidirectional=both, mgu="if" in first and "ii" not in first)
-        with jax.disable_jit():
-            x = np.asarray(module.apply({"params": own}, x))
+        mgu = "if" in first and "ii" not in first
+        module = _linen_layer(case.cell, case.option, bidirectional=both, mgu=mgu)
+        x = np.asarray(_jitted("linen")(module, {"params": own}, x))
     return x
 
 
@@ -162,46 +170,44 @@ def weights_flax(path: Path) -> list[Array]:
     return _leaves({"": next(subtrees(tree, lambda t: not {"params", "cell"} & set(t)))})
 
 
-def _nnx_cell(case: Case, width: int, kind: str) -> Any:
+@cache
+def _nnx_layer(cell: str, option: str, width: int, kind: str, *, bidirectional: bool) -> Any:
     from flax import nnx
 
     rngs = nnx.Rngs(0)
-    if case.cell == "lstm":
-        return (nnx.LSTMCell if kind == "cell" else nnx.OptimizedLSTMCell)(width, HIDDEN, rngs=rngs)
-    if case.cell == "gru":
-        return nnx.GRUCell(width, HIDDEN, rngs=rngs)
-    act = nnx.relu if case.option == "relu" else nnx.tanh
-    return nnx.SimpleCell(width, HIDDEN, activation_fn=act, rngs=rngs)
-
-
-def _nnx_layer(case: Case, width: int, kind: str, *, bidirectional: bool) -> Any:
-    from flax import nnx
 
     def rnn() -> Any:
-        return nnx.RNN(_nnx_cell(case, width, kind), rngs=nnx.Rngs(0))
+        match cell:
+            case "lstm":
+                made = (nnx.LSTMCell if kind == "cell" else nnx.OptimizedLSTMCell)(width, HIDDEN, rngs=rngs)
+            case "gru":
+                made = nnx.GRUCell(width, HIDDEN, rngs=rngs)
+            case _:
+                act = nnx.relu if option == "relu" else nnx.tanh
+                made = nnx.SimpleCell(width, HIDDEN, activation_fn=act, rngs=rngs)
+        return nnx.RNN(made, rngs=nnx.Rngs(0))
 
     if not bidirectional:
         return rnn()
-    merge = lambda a, b: merged(np.asarray(a), np.asarray(b), case)  # noqa: E731
-    return nnx.Bidirectional(rnn(), rnn(), merge_fn=merge, rngs=nnx.Rngs(0))
+    if option in MERGES:
+        return nnx.Bidirectional(rnn(), rnn(), merge_fn=MERGES[option], rngs=nnx.Rngs(0))
+    return nnx.Bidirectional(rnn(), rnn(), rngs=nnx.Rngs(0))
 
 
 def _nnx_run(layer: Any, tree: Tree, x: Array) -> Array:
-    import jax
     from flax import nnx
 
     state = nnx.state(layer, nnx.Param)
     nnx.replace_by_pure_dict(state, tree)
     nnx.update(layer, state)
-    with jax.disable_jit():
-        return np.asarray(layer(x))
+    return np.asarray(_jitted("nnx")(*nnx.split(layer), x))
 
 
 def make_flax_nnx(case: Case, folder: Path) -> Sample:
     from flax import nnx, serialization
 
     kind = "cell" if case.option == "cell" else "optimized"
-    layer = _nnx_layer(case, INPUT, kind, bidirectional=case.bidirectional)
+    layer = _nnx_layer(case.cell, case.option, INPUT, kind, bidirectional=case.bidirectional)
     tree = random_tree(nnx.to_pure_dict(nnx.state(layer, nnx.Param)), np.random.default_rng(case.seed))
     path = folder / "source.msgpack"
     path.write_bytes(serialization.to_bytes(tree))
@@ -218,52 +224,51 @@ def run_flax_nnx(path: Path, x: Array, case: Case) -> Array:
         own = found if both or "cell" in found else {"cell": found}
         first = own["forward_rnn"]["cell"] if both else own["cell"]
         kind = "cell" if "if_" in first else "optimized"
-        x = _nnx_run(_nnx_layer(case, x.shape[-1], kind, bidirectional=both), own, x)
+        layer = _nnx_layer(case.cell, case.option, x.shape[-1], kind, bidirectional=both)
+        x = _nnx_run(layer, own, x)
     return x
 
 
 # Haiku.
 
 
-def _haiku_core(case: Case) -> Any:
+@cache
+def _haiku(cell: str, depth: int) -> tuple[Any, Any]:
+    """The initialisation and the compiled application of a stack; time-major inside."""
     import haiku
-
-    return {"lstm": haiku.LSTM, "gru": haiku.GRU, "rnn": haiku.VanillaRNN}[case.cell](HIDDEN)
-
-
-def _haiku(case: Case, depth: int) -> Any:
-    import haiku
-    import jax.numpy as jnp
+    import jax
 
     def forward(x: Any) -> Any:
-        core = haiku.DeepRNN([_haiku_core(case) for _ in range(depth)])
+        kind = {"lstm": haiku.LSTM, "gru": haiku.GRU, "rnn": haiku.VanillaRNN}[cell]
+        core = haiku.DeepRNN([kind(HIDDEN) for _ in range(depth)])
         y, _ = haiku.static_unroll(core, x, core.initial_state(x.shape[1]))
         return y
 
     transformed = haiku.without_apply_rng(haiku.transform(forward))
-    return transformed, lambda params, x: np.asarray(
-        transformed.apply(params, jnp.asarray(x.transpose(1, 0, 2)))
-    ).transpose(1, 0, 2)
+    return transformed.init, jax.jit(transformed.apply)
+
+
+def _haiku_run(params: Tree, x: Array, case: Case, depth: int) -> Array:
+    y = _haiku(case.cell, depth)[1](params, x.transpose(1, 0, 2))
+    return np.asarray(y).transpose(1, 0, 2)
 
 
 def make_haiku(case: Case, folder: Path) -> Sample:
     import jax
 
     x = inputs(case)
-    transformed, apply = _haiku(case, 1)
-    params = random_tree(
-        transformed.init(jax.random.key(0), x.transpose(1, 0, 2)), np.random.default_rng(case.seed)
-    )
+    shapes = jax.eval_shape(_haiku(case.cell, 1)[0], jax.random.key(0), x.transpose(1, 0, 2))
+    params = random_tree(shapes, np.random.default_rng(case.seed))
     path = folder / "source.pkl"
     path.write_bytes(pickle.dumps(params))
-    return Sample(path, x, apply(params, x))
+    return Sample(path, x, _haiku_run(params, x, case, 1))
 
 
 def run_haiku(path: Path, x: Array, case: Case) -> Array:
     with path.open("rb") as file:
         params = pickle.load(file)
     depth = len({name.split("/")[0] for name in params})
-    return _haiku(case, depth)[1](params, x)
+    return _haiku_run(params, x, case, depth)
 
 
 def weights_haiku(path: Path) -> list[Array]:
@@ -282,20 +287,22 @@ def _equinox_cell(case: Case, width: int, *, bias: bool) -> Any:
     return kind(width, HIDDEN, use_bias=bias, key=jax.random.key(0))
 
 
-def _equinox_run(cell: Any, x: Array) -> Array:
+def _equinox_scan(cell: Any, x: Any) -> Any:
+    """The sequence that a cell gives, for every row of x (batch, time, features)."""
     import jax
 
-    with jax.disable_jit():
-        rows = []
-        for row in x:
-            h = np.zeros(HIDDEN, np.float32)
-            state: Any = (h, h) if cell.weight_ih.shape[0] == 4 * HIDDEN else h
-            steps = []
-            for step in row:
-                state = cell(step, state)
-                steps.append(np.asarray(state[0] if isinstance(state, tuple) else state))
-            rows.append(np.stack(steps))
-    return np.stack(rows)
+    zeros = jax.numpy.zeros(HIDDEN)
+    is_lstm = cell.weight_ih.shape[0] == 4 * HIDDEN
+
+    def step(state: Any, value: Any) -> Any:
+        state = cell(value, state)
+        return state, state[0] if is_lstm else state
+
+    return jax.vmap(lambda row: jax.lax.scan(step, (zeros, zeros) if is_lstm else zeros, row)[1])(x)
+
+
+def _equinox_run(cell: Any, x: Array) -> Array:
+    return np.asarray(_jitted("equinox")(cell, x))
 
 
 def make_equinox(case: Case, folder: Path) -> Sample:
@@ -402,77 +409,6 @@ def weights_mlx(path: Path) -> list[Array]:
     return [np.array(tensors[name]) for name in sorted(tensors)]
 
 
-# PaddlePaddle.
-
-
-def _paddle_stack(case: Case, width: int, layers: int, *, bidirectional: bool, bias: bool) -> Any:
-    import paddle
-
-    arguments: dict[str, Any] = {"num_layers": layers}
-    if bidirectional:
-        arguments["direction"] = "bidirect"
-    if not bias:
-        arguments |= {"bias_ih_attr": False, "bias_hh_attr": False}
-    if case.option == "projection":
-        arguments["proj_size"] = 2
-    if case.cell == "rnn":
-        arguments["activation"] = "relu" if case.option == "relu" else "tanh"
-    kind = {"lstm": paddle.nn.LSTM, "gru": paddle.nn.GRU, "rnn": paddle.nn.SimpleRNN}[case.cell]
-    return kind(width, HIDDEN, **arguments)
-
-
-def make_paddle(case: Case, folder: Path) -> Sample:
-    import paddle
-
-    rng = np.random.default_rng(case.seed)
-    stack = _paddle_stack(case, INPUT, case.layers, bidirectional=case.bidirectional, bias=case.bias)
-    for parameter in stack.parameters():
-        if not parameter.stop_gradient:
-            parameter.set_value(draw(rng, tuple(parameter.shape)))
-    stack.eval()
-    path = folder / "source.pdparams"
-    paddle.save(stack.state_dict(), str(path))
-    x = inputs(case)
-    return Sample(path, x, stack(paddle.to_tensor(x))[0].numpy())
-
-
-def run_paddle(path: Path, x: Array, case: Case) -> Array:
-    import paddle
-
-    tensors = paddle.load(str(path), return_numpy=True)
-    prefixes: dict[str, Tree] = {}
-    for name, tensor in tensors.items():
-        if ".cell" in name:
-            before, own = name.split(".cell", 1)
-            prefix, _, number = before.rpartition(".")
-            prefixes.setdefault(prefix, {})[f"{number}.cell{own}"] = tensor
-    for prefix in sorted(prefixes):
-        own = prefixes[prefix]
-        layers = len({name.split(".")[0] for name in own})
-        both = any("cell_bw" in name for name in own)
-        width = next(t for n, t in own.items() if n.startswith("0.") and n.endswith("weight_ih")).shape[1]
-        bias = any("bias" in name for name in own)
-        stack = _paddle_stack(case, width, layers, bidirectional=both, bias=bias)
-        at = f"{prefix}." if prefix else ""
-        flat = {name.removeprefix(at): t for name, t in tensors.items() if name.startswith(at)}
-        missing, _ = stack.set_state_dict(flat)
-        assert not missing, missing
-        stack.eval()
-        x = stack(paddle.to_tensor(x))[0].numpy()
-    if case.option in ("sum", "ave", "mul"):
-        half = x.shape[-1] // 2
-        assert case.layers == 1, "how the layers follow each other is not in the file"
-        return merged(x[..., :half], x[..., half:], case)
-    return x
-
-
-def weights_paddle(path: Path) -> list[Array]:
-    import paddle
-
-    tensors = paddle.load(str(path), return_numpy=True)
-    return [np.asarray(tensors[name]) for name in sorted(tensors)]
-
-
 # tinygrad: needs clang, and compiles for every shape; few options.
 
 
@@ -553,7 +489,7 @@ JUDGES = (
     Judge(
         "paddle", ".pdparams",
         {"lstm": ("plain", "projection"), "gru": ("plain",), "rnn": ("plain", "relu")},
-        make_paddle, run_paddle, weights_paddle, activation,
+        apart(judges_paddle.make), apart(judges_paddle.run), apart(judges_paddle.weights), activation,
         weights_only=True,
     ),
     Judge(

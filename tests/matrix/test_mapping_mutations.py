@@ -26,6 +26,8 @@ _TABLE = re.compile(r"^\[layout\.(\w+)", re.MULTILINE)
 _GROUPS = re.compile(r"\([^)]*\)|\S+")
 ENOUGH = 3
 """After so many faults that no file notices, and none that one does, a layout is not in the files of a judge."""
+OWN_LAYOUT = ("plain", "mgu", "cell")
+"""Options of judges that have other names for tensors."""
 _TOGGLED = {
     'reset = "after_product"': 'reset = "before_product"',
     'reset = "before_product"': 'reset = "after_product"',
@@ -43,7 +45,8 @@ def changes(line: str, *, several: bool) -> Iterator[tuple[str, str]]:
     """
     if line in _TOGGLED:
         yield f"toggle {line}", _TOGGLED[line]
-    if match := re.match(r"(.*\bgates = \[)([^\]]*)(\].*)$", line):
+    ordered = "axes" not in line or "gate" in line.partition("axes = ")[2].partition(",")[0]
+    if ordered and (match := re.match(r"(.*\bgates = \[)([^\]]*)(\].*)$", line)):
         gates = match[2].split(", ")
         for one, other in combinations(range(len(gates)), 2):
             turned = list(gates)
@@ -94,11 +97,11 @@ def _orders(lines: Sequence[str]) -> bool:
 
 
 def chosen(judge: Judge) -> list[Case]:
-    """One layer of each cell with each option, and plain ones in both directions and without biases."""
+    """One layer of each cell with each option; of those with a layout of their own every form."""
     held: dict[tuple[object, ...], Case] = {}
     for case in cases(judge):
         if case.layers == 1:
-            plain = (case.bidirectional, case.bias) if case.option == "plain" else ()
+            plain = (case.bidirectional, case.bias) if case.option in OWN_LAYOUT else ()
             held.setdefault((case.cell, case.option, *plain), case)
     return list(held.values())
 
