@@ -79,6 +79,11 @@ def _conversion_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", metavar="NAME", help="dtype of the written weights (float32, float16, ...)")
     group.add_argument("--weights-only", action="store_true", help="leave out the generated module")
     group.add_argument("--overwrite", action="store_true", help="replace an existing target")
+    group.add_argument(
+        "--with-optimizer",
+        action="store_true",
+        help="take the optimizer's state along (Adam, RMSprop, SGD; Keras, PyTorch, TensorFlow 1)",
+    )
     group = parser.add_argument_group("proof")
     group.add_argument("--tolerance", metavar="X", type=float, help="largest accepted absolute difference")
     group.add_argument(
@@ -317,6 +322,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         proof=not arguments.no_verify,
         full=arguments.verify == "full",
         overwrite=arguments.overwrite,
+        with_optimizer=arguments.with_optimizer,
     )
     # The report has the digests of both files, which take their time on large ones.
     value = report.conversion(results) if arguments.json or arguments.report else {}

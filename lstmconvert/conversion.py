@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from lstmconvert.options import CustomLayer, ReadOptions, WriteOptions
 from lstmconvert.proof import LARGE, Proof, WholeProof, prove_layers
 from lstmconvert.tensors import Lazy, same_bits
 from lstmconvert.values import dataclass
+
+if TYPE_CHECKING:
+    from lstmconvert.optimizers import Travelled
 
 _LARGE_TENSOR = 1 << 20
 
@@ -261,7 +264,7 @@ def read(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Plan:
-    """What is written of a source, fitted to its target, and the archive that is to be written."""
+    """What is written of a source, fitted to its target, the archive to be written, and what goes with it."""
 
     source: Model
     model: Model
@@ -270,6 +273,39 @@ class _Plan:
     container: str
     rewrites: tuple[Rewrite, ...]
     options: WriteOptions
+    optimizer: Travelled | None = None
+
+    @property
+    def beside(self) -> Mapping[str, Archive]:
+        """Files that go beside the target, suffix to content."""
+        return MappingProxyType({}) if self.optimizer is None else self.optimizer.beside
+
+
+def _optimized(source: Source, told: ReadOptions, plan: _Plan) -> _Plan:
+    """The plan with the state of the source's optimizer in it.
+
+    Raises:
+        NotRepresentable: when one of both frameworks has no optimizer that is known, or the state does not
+            fit the target.
+        UnsupportedSource: when there is no optimizer in the source, or one that is not known.
+    """
+    from lstmconvert import optimizers
+
+    of_source = registry.mapping_of(source.framework)
+    reader, writer = registry.module_of(of_source), registry.module_of(plan.framework)
+    read_options = _with_mapping(told, of_source)
+    written_options = _with_mapping(_told(plan.model), plan.framework)
+    try:
+        travelled = optimizers.travel(
+            source.path, source.framework, source.archive, source.model,
+            plan.framework.name, plan.archive, plan.model,
+            read=lambda archive: reader.read(archive, source.container, read_options),
+            write=lambda model: writer.write(model, plan.container, plan.options),
+            reread=lambda archive: writer.read(archive, plan.container, written_options),
+        )  # fmt: skip
+    except ConversionError as error:
+        raise error.located(file=source.path) from error.__cause__
+    return replace(plan, optimizer=travelled, rewrites=(*plan.rewrites, *travelled.rewrites))
 
 
 def _plan(model: Model, target: Path, to: str | None, options: WriteOptions) -> _Plan:
@@ -327,14 +363,14 @@ def write(
 
     target = Path(path)
     plan = _plan(model, target, to, WriteOptions(opset, states, dtype, weights_only))
-    targets = _targets(target, plan.archive)
+    targets = _targets(target, plan.archive, plan.beside)
     with atomic.replacing(*targets, overwrite=overwrite) as places:
         _write_files(places, plan)
     return targets
 
 
-def _targets(target: Path, archive: Archive) -> tuple[Path, ...]:
-    return (target, *(_beside(target, suffix) for suffix in archive.companions))
+def _targets(target: Path, archive: Archive, beside: Mapping[str, Archive]) -> tuple[Path, ...]:
+    return (target, *(_beside(target, suffix) for suffix in (*archive.companions, *beside)))
 
 
 def _beside(target: Path, suffix: str) -> Path:
@@ -344,9 +380,15 @@ def _beside(target: Path, suffix: str) -> Path:
 
 
 def _write_files(places: Sequence[Path], plan: _Plan) -> None:
-    registry.container_module(plan.container).write(places[0], plan.archive)
-    for place, text in zip(places[1:], plan.archive.companions.values(), strict=True):
-        place.write_text(text, encoding="utf-8")
+    archive = plan.archive if plan.optimizer is None else plan.optimizer.attach(plan.archive)
+    registry.container_module(plan.container).write(places[0], archive)
+    rest = iter(places[1:])
+    for text in plan.archive.companions.values():
+        next(rest).write_text(text, encoding="utf-8")
+    for archive in plan.beside.values():
+        from lstmconvert import optimizers
+
+        optimizers.write_beside(next(rest), archive)
 
 
 def convert(
@@ -372,6 +414,7 @@ def convert(
     forget_bias: float | None = None,
     cell_clip: float | None = None,
     projection_clip: float | None = None,
+    with_optimizer: bool = False,
 ) -> Result:
     """Convert a file: read, lower, write, prove; the target appears only when it is proved.
 
@@ -382,6 +425,7 @@ def convert(
         proof: whether to prove the result.
         full: prove a large model as thoroughly as a small one, whatever it takes.
         overwrite: replace what is there.
+        with_optimizer: take the state of the optimizer along, between Keras, PyTorch and TensorFlow 1.
         The others: see ``read`` and ``write``.
 
     Returns:
@@ -406,6 +450,7 @@ def convert(
         proof=proof,
         full=full,
         overwrite=overwrite,
+        with_optimizer=with_optimizer,
     )
 
 
@@ -420,6 +465,7 @@ def run(
     proof: bool = True,
     full: bool = False,
     overwrite: bool = False,
+    with_optimizer: bool = False,
 ) -> Result:
     """``convert`` with its options as values; without a target it is named after the source."""
     from lstmconvert import atomic
@@ -435,7 +481,9 @@ def run(
         plans = {path: _plan(model, path, to, write_options) for path, model in parts.items()}
     except NotRepresentable as error:
         raise error.located(file=source_path) from error.__cause__
-    targets = {path: _targets(path, plan.archive) for path, plan in plans.items()}
+    if with_optimizer:
+        plans = {path: _optimized(source, read_options, plan) for path, plan in plans.items()}
+    targets = {path: _targets(path, plan.archive, plan.beside) for path, plan in plans.items()}
     every = tuple(path for group in targets.values() for path in group)
     made = _made_folder(every[0].parent) if len(plans) > 1 or target is None or target.suffix == "" else None
     proofs: list[Proof] = []

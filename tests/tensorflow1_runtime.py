@@ -52,6 +52,20 @@ class Runtime:
         """Build the cells that the scopes in a checkpoint stand for, restore it, give their output on ``x``."""
         return self._run({"task": "run", "merge": merge}, prefix, x)
 
+    def train(
+        self, prefix: Path, target: Path, specs: Sequence[Mapping[str, Any]] | None, x: Any, goal: Any, *, steps: int,
+        optimizer: str, arguments: Mapping[str, Any], weight: float, seed: int | None = None,
+    ) -> None:  # fmt: skip
+        """Train cells from random weights (``seed``) or from a checkpoint, optimizer and all, and save ``target``."""
+        with tempfile.TemporaryDirectory() as folder:
+            np.save(Path(folder, "x.npy"), x)
+            np.save(Path(folder, "goal.npy"), goal)
+            self._ask({
+                "task": "train", "prefix": str(prefix), "target": str(target), "folder": folder, "seed": seed,
+                "steps": steps, "optimizer": optimizer, "arguments": dict(arguments), "weight": weight,
+                **({} if specs is None else {"specs": list(specs)}),
+            })  # fmt: skip
+
     def _run(self, task: Mapping[str, Any], prefix: Path, x: Any) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             np.save(Path(folder, "x.npy"), x)
@@ -238,6 +252,21 @@ def _do(tf: Any, task: Mapping[str, Any]) -> None:
             specs = _specs({n: tuple(s) for n, s in reader.get_variable_to_shape_map().items()})
         for spec in specs:
             value = _built(tf1, spec, value, task.get("merge", "concat"))
+        if task["task"] == "train":
+            loss = task["weight"] * tf1.reduce_sum((value - np.load(folder / "goal.npy")) ** 2)
+            held = tf1.trainable_variables()
+            step = getattr(tf1.train, task["optimizer"])(**task["arguments"]).minimize(loss)
+            if task["seed"] is None:
+                tf1.train.Saver().restore(session, prefix)
+            else:
+                rng = np.random.default_rng(task["seed"])
+                session.run(tf1.global_variables_initializer())
+                for variable in held:
+                    variable.load(rng.normal(0, 0.5, variable.shape).astype(np.float32), session)
+            for _ in range(task["steps"]):
+                session.run(step)
+            tf1.train.Saver().save(session, task["target"], write_meta_graph=False, write_state=False)
+            return
         if task["task"] == "make":
             rng = np.random.default_rng(task["seed"])
             loss = tf1.reduce_sum(value)

@@ -34,6 +34,7 @@ ROOMS: tuple[frozenset[str], ...] = (
     frozenset({"containers"}),
     frozenset({"registry", "dialect", "bias_split", "lowering", "simplify"}),
     frozenset({"frameworks"}),
+    frozenset({"optimizers"}),
     frozenset({"proof", "capabilities", "movement", "sketch"}),
     frozenset({"whole", "report", "page"}),
     frozenset({"conversion"}),

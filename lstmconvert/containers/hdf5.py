@@ -53,7 +53,7 @@ from typing import TYPE_CHECKING, Any
 from lstmconvert.containers import Archive
 from lstmconvert.containers.hdf5_bytes import SIGNATURE, FileBytes, Guard, Source, damage_is_bad_file
 from lstmconvert.containers.hdf5_datasets import Stored, check_together, stored
-from lstmconvert.containers.hdf5_objects import dataset_at, subgroup, text, texts, walk
+from lstmconvert.containers.hdf5_objects import dataset_at, natural_order, subgroup, text, texts, walk
 from lstmconvert.errors import BadFile, UnsupportedSource
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ TOP_LEVEL = "top_level_model_weights"
 # Beside the layers in a weights_v3 file, and no part of what the model computes.
 _NO_WEIGHTS = frozenset({"optimizer", "metrics"})
 _RANDOM_STATE = "seed_generator"
+_OPTIMIZER_WEIGHTS = "optimizer_weights"
 _VARIABLES = "vars"
 
 
@@ -123,6 +124,50 @@ def read_source(source: Source) -> Archive:
     return Archive(
         MappingProxyType({key: each.tensor for key, each in tensors.items()}), MappingProxyType(metadata)
     )
+
+
+def read_optimizer(path: Path) -> Archive | None:
+    """The state of the optimizer in a file of Keras, or ``None`` if there is none.
+
+    The tensors come in the optimizer's own order, by its names (``.h5``) or as ``0``, ``1``, ... (a tree of
+    ``vars``). The metadata has ``training_config``, parsed, or ``None``.
+
+    Raises:
+        BadFile: as ``read`` does.
+        UnsupportedSource: in a file of HDF5's newer structure, which Keras does not write.
+    """
+    path = Path(path)
+    return read_optimizer_source(FileBytes(path, 0, path.stat().st_size))
+
+
+def read_optimizer_source(source: Source) -> Archive | None:
+    """``read_optimizer`` for HDF5 bytes that lie elsewhere."""
+    guard = Guard(allows_newer=False)
+    try:
+        with damage_is_bad_file(source.name), source.opened(guard) as file:
+            if _OPTIMIZER_WEIGHTS in file:
+                group = subgroup(file, _OPTIMIZER_WEIGHTS)
+                names = texts(group, "weight_names") or ()
+            elif f"optimizer/{_VARIABLES}" in file:
+                group = subgroup(file, f"optimizer/{_VARIABLES}")
+                names = tuple(sorted(group, key=natural_order))
+            else:
+                return None
+            tensors = {
+                name: stored(source, dataset_at(group, name), f"{group.name}/{name}") for name in names
+            }
+            check_together(tensors.values(), source.length)
+            config = text(file, "training_config")
+    except BadFile as error:
+        if guard.met_newer:
+            raise UnsupportedSource(
+                "the optimizer's state is in a newer form of HDF5 than Keras writes",
+                file=source.name,
+                remedy="Leave out --with-optimizer.",
+            ) from error
+        raise
+    metadata = {"training_config": None if config is None else parsed_json(config, "training_config")}
+    return Archive({name: each.tensor for name, each in tensors.items()}, metadata)
 
 
 def structure(source: Source, guard: Guard) -> tuple[dict[str, Stored], dict[str, Any]]:

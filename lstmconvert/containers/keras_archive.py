@@ -113,6 +113,15 @@ def read(path: Path) -> Archive:
     return Archive(weights.tensors, MappingProxyType(metadata))
 
 
+def read_optimizer(path: Path) -> Archive | None:
+    """The state of the optimizer, or ``None`` if there is none; see ``hdf5.read_optimizer``."""
+    members = zip_reader.members(Path(path))
+    try:
+        return hdf5.read_optimizer_source(_source(members[_WEIGHTS]))
+    except ConversionError as error:
+        raise error.located(file=path, place=_WEIGHTS) from error.__cause__
+
+
 def write(path: Path, archive: Archive) -> None:
     """Write a ``.keras`` archive that ``keras.models.load_model`` of Keras 3 loads.
 

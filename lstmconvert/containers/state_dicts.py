@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from lstmconvert.containers.pickle_objects import Global, Unknown
 from lstmconvert.containers.pickled_arrays import PickledArray
@@ -99,6 +100,18 @@ def find(checkpoint: object) -> Found:
         else:
             values[name] = value
     return Found(values, ".".join(path), beside, getattr(place, "attributes", {}))
+
+
+def optimizer(checkpoint: object, depth: int = 2) -> Mapping[str, Any] | None:
+    """The state_dict of an optimizer in a checkpoint: a dictionary with ``state`` and ``param_groups``."""
+    if not isinstance(checkpoint, dict):
+        return None
+    if isinstance(checkpoint.get("state"), dict) and isinstance(checkpoint.get("param_groups"), list):
+        return checkpoint
+    if not depth:
+        return None
+    inner = (optimizer(value, depth - 1) for value in checkpoint.values())
+    return next((found for found in inner if found is not None), None)
 
 
 def _is_number_array(value: object) -> bool:

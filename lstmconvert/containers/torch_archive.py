@@ -92,6 +92,55 @@ def read(path: Path) -> Archive:
         raise error.located(file=path) from error.__cause__
 
 
+def read_optimizer(path: Path) -> Archive | None:
+    """The state_dict of the optimizer in a checkpoint, or ``None`` if there is none.
+
+    The tensors are named ``0/exp_avg`` and so on, by the number of the parameter. The metadata has
+    ``param_groups``, as they are in the file, and ``numbers``: what was kept as a number by such a name.
+
+    Raises:
+        BadFile: when the file is damaged or unsafe.
+        UnsupportedSource: in the format before torch 1.6.
+    """
+    path = Path(path)
+    try:
+        if not zip_reader.is_zip(path):
+            raise UnsupportedSource(
+                "optimizer state in torch's format before 1.6 is not read",
+                remedy="Load the file with torch and save it again.",
+            )
+        made, storages = _made(zip_reader.members(path))
+        found = state_dicts.optimizer(made)
+        if found is None:
+            return None
+        values: dict[str, object] = {}
+        numbers: dict[str, float] = {}
+        for index, slots in found["state"].items():
+            for slot, value in slots.items() if isinstance(slots, dict) else ():
+                if isinstance(value, bool | int | float):
+                    numbers[f"{index}/{slot}"] = value
+                elif value is not None:
+                    values[f"{index}/{slot}"] = value
+        tensors, _ = _lazies(values.items(), storages.place, storages.total)
+    except ConversionError as error:
+        raise error.located(file=path) from error.__cause__
+    return Archive(tensors, {"param_groups": found["param_groups"], "numbers": numbers})
+
+
+def write_optimizer(path: Path, archive: Archive) -> None:
+    """Write the state_dict of an optimizer, as ``read_optimizer`` gives it, for ``torch.load``."""
+    from lstmconvert.containers import torch_pickle_writing
+    from lstmconvert.containers.zip_writer import ZipWriter
+
+    pickle = torch_pickle_writing.optimizer(archive.tensors, archive.metadata["param_groups"])
+    with ZipWriter(path, alignment=_ALIGNMENT) as target:
+        target.add("archive/data.pkl", pickle)
+        target.add("archive/byteorder", b"little")
+        for index, tensor in enumerate(archive.tensors.values()):
+            target.add_array(f"archive/data/{index}", tensor)
+        target.add("archive/version", b"3\n")
+
+
 def write(path: Path, archive: Archive) -> None:
     """Write all tensors to the new file ``path`` as an ordered dictionary that ``torch.load`` reads.
 
@@ -125,14 +174,20 @@ def write(path: Path, archive: Archive) -> None:
 def _read_zip(path: Path) -> Archive:
     members = zip_reader.members(path)
     root = _root(members)
-    order = _byte_order(members.get(f"{root}byteorder"))
-    storages = _ZipStorages(members, f"{root}data/", order)
-    data = zip_reader.read_member(members[f"{root}data.pkl"], limit=_LARGEST_PICKLE)
-    made = restricted_pickle.loads(data, torch_pickle.TABLE, persistent=torch_pickle.storage_of)
+    made, storages = _made(members)
     extra = _texts(members, root)
     if f"{root}constants.pkl" in members:
         return _read_script(made, members, root, storages, extra)
     return _checkpoint(made, storages.place, extra, "zip", storages.total)
+
+
+def _made(members: Mapping[str, Member]) -> tuple[object, _ZipStorages]:
+    """What the pickle of a zip archive makes, and where its storages are."""
+    root = _root(members)
+    order = _byte_order(members.get(f"{root}byteorder"))
+    data = zip_reader.read_member(members[f"{root}data.pkl"], limit=_LARGEST_PICKLE)
+    made = restricted_pickle.loads(data, torch_pickle.TABLE, persistent=torch_pickle.storage_of)
+    return made, _ZipStorages(members, f"{root}data/", order)
 
 
 def _root(members: Mapping[str, Member]) -> str:

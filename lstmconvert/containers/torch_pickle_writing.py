@@ -6,7 +6,7 @@ Source: the pickles that ``torch.save`` of torch 2.13 writes for an ordered dict
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from lstmconvert.containers.torch_pickle import STORAGES
 from lstmconvert.errors import NotRepresentable
@@ -40,6 +40,43 @@ def state_dict(tensors: Mapping[str, Lazy]) -> bytes:
         parts.append(_tensor(name, str(index), tensor))
     parts.append(b"u.")
     return b"".join(parts)
+
+
+def optimizer(tensors: Mapping[str, Lazy], groups: Sequence[Mapping[str, object]]) -> bytes:
+    """The state_dict of an optimizer: tensors named ``0/exp_avg`` by the number of their parameter.
+
+    Raises:
+        NotRepresentable: when torch has no dtype for a tensor.
+    """
+    state: dict[int, list[bytes]] = {}
+    for key, (name, tensor) in enumerate(tensors.items()):
+        index, _, slot = name.partition("/")
+        state.setdefault(int(index), []).append(_text(slot) + _tensor(name, str(key), tensor))
+    slots = b"".join(_number(index) + b"}(" + b"".join(held) + b"u" for index, held in state.items())
+    parts = [b"\x80\x02}(", _text("state"), b"}(", slots, b"u", _text("param_groups"), _plain(groups), b"u."]
+    return b"".join(parts)
+
+
+def _plain(value: object) -> bytes:
+    """A value of numbers, texts, lists, tuples and dictionaries."""
+    match value:
+        case None:
+            return b"N"
+        case bool():
+            return b"\x88" if value else b"\x89"
+        case int():
+            return _number(value)
+        case float():
+            return b"G" + struct.pack(">d", value)
+        case str():
+            return _text(value)
+        case tuple():
+            return b"(" + b"".join(map(_plain, value)) + b"t"
+        case list():
+            return b"](" + b"".join(map(_plain, value)) + b"e"
+        case Mapping():
+            return b"}(" + b"".join(_plain(k) + _plain(v) for k, v in value.items()) + b"u"
+    raise TypeError(f"a {type(value).__name__} is not written")
 
 
 def _tensor(name: str, key: str, tensor: Lazy) -> bytes:
