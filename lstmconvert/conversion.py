@@ -697,7 +697,8 @@ def _parts(model: Model, source: Path, target: Path | None, to: str | None) -> d
         return {target / default_target(source, suffix).name if folder else target: only}
     if named and not folder:
         raise Usage(
-            f"the source holds {len(parts)} recurrent stacks and does not say how they are wired",
+            f"the source holds {len(parts)} recurrent stacks, and "
+            + str(model.metadata.get("topology") or "does not say how they are wired"),
             file=source,
             found=", ".join(parts),
             remedy="Choose one with --layer, or give -o a folder for one file per stack.",

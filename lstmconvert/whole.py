@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lstmconvert import interpreter
+from lstmconvert import interpreter, shapes
 from lstmconvert.errors import ConversionError, Usage
 from lstmconvert.interpreter.running import RunsDirections
 from lstmconvert.model import Model, OperationLayer, Port
@@ -23,6 +23,8 @@ _SEED = 20261123
 _CASES = ((2, 9), (1, 5))
 """(batch, time) of the random inputs, where the model leaves them free."""
 _LARGE_CASE = (2, 5)
+_LONGER = (1, 2, 4, 8, 16, 32, 64)
+"""How many times more steps there may be, tried in turn."""
 _MOST_ELEMENTS = 1 << 24
 
 
@@ -124,18 +126,19 @@ def given_inputs(model: Model, arrays: Sequence[Any]) -> dict[str, Array]:
     return {port.name: np.asarray(array) for port, array in zip(model.inputs, arrays, strict=True)}
 
 
-def random_inputs(model: Model, shapes: Sequence[tuple[int, int]] = _CASES) -> list[dict[str, Array]]:
-    """Random inputs for a model, several shapes where they are free; whole numbers for embeddings."""
+def random_inputs(model: Model, sizes: Sequence[tuple[int, int]] = _CASES) -> list[dict[str, Array]]:
+    """Random inputs for a model, several shapes where they are free; whole numbers for embeddings.
+
+    There are more steps where a window or a cut of the model would not fit into those of ``sizes``,
+    each (batch, steps).
+    """
     random = Sampler(_SEED)
     cases = []
-    for batch, time in shapes:
+    for batch, steps in sizes:
         case = {}
+        time = next((n for n in (steps * f for f in _LONGER) if _fits(model, batch, n)), steps)
         for port in model.inputs:
-            shape = [
-                batch if size is None and axis == 0 else time if size is None else size
-                for axis, size in enumerate(port.shape)
-            ]
-            shape[0] = batch if port.shape[0] is None else shape[0]
+            shape = _filled(model, port, batch, time)
             vocabulary, padded = _vocabulary(model, port)
             if vocabulary is not None:
                 values: Array = random.integers(1 if vocabulary > 1 else 0, vocabulary, shape)
@@ -149,6 +152,23 @@ def random_inputs(model: Model, shapes: Sequence[tuple[int, int]] = _CASES) -> l
             case[port.name] = values
         cases.append(case)
     return cases
+
+
+def _filled(model: Model, port: Port, batch: int, time: int) -> list[int]:
+    """The shape of an input with numbers for its free sizes."""
+    front = any(p.shape[0] is None for p in model.inputs if p.shape)
+    free = [axis for axis, size in enumerate(port.shape) if size is None]
+    # A state of ONNX, (directions, batch, hidden), stands beside inputs that have their batch in front.
+    first = free[0] if free and front else 0
+    numbers = {axis: batch if axis == first else time for axis in free}
+    return [numbers[axis] if size is None else size for axis, size in enumerate(port.shape)]
+
+
+def _fits(model: Model, batch: int, time: int) -> bool:
+    """Whether no value of a model is left without elements by a number of steps."""
+    ports = tuple(replace(p, shape=tuple(_filled(model, p, batch, time))) for p in model.inputs)
+    found = shapes.infer(replace(model, inputs=ports))
+    return all(size is None or size > 0 for shape in found.values() for size in shape)
 
 
 def _vocabulary(model: Model, port: Port) -> tuple[int | None, bool]:

@@ -12,6 +12,9 @@ from onnx import helper
 
 import lstmconvert as lc
 from lstmconvert import conversion
+from lstmconvert.activations import Activation
+from lstmconvert.canonical import RnnEquations
+from lstmconvert.model import Model
 from lstmconvert.pairing import twins
 from tests.architectures import randomise
 from tests.support import random_layer
@@ -135,7 +138,7 @@ def test_an_activation_that_one_layer_has_is_not_said_of_all(tmp_path: Path) -> 
 
 def test_a_graph_that_is_not_understood_is_not_passed_off_as_converted(tmp_path: Path) -> None:
     proved_source = tmp_path / "layer.npz"
-    lc.write(lc.model.Model({"rnn": random_layer("gru", seed=1, name="rnn")}), proved_source, to="numpy")
+    lc.write(Model({"rnn": random_layer("gru", seed=1, name="rnn")}), proved_source, to="numpy")
     lc.convert(proved_source, tmp_path / "one.onnx")
     model = onnx.load(str(tmp_path / "one.onnx"))
     output = model.graph.output[0].name
@@ -152,3 +155,25 @@ def test_a_copy_counts_as_another_use_only_with_the_bits_of_its_layer() -> None:
     layers = {name: random_layer("lstm", seed=n, name=name) for n, name in enumerate(("a", "b"))}
     other = {**layers, "c": random_layer("lstm", seed=9, name="c")}
     assert "c" not in twins(layers, other, wired=True)
+
+
+def test_what_a_file_remembers_is_found_by_name(tmp_path: Path) -> None:
+    """Tensors in a file may be sorted; the first layer remembered is not the first one there."""
+    kinds = {"b": "relu", "a": "tanh"}
+    layers = {
+        name: random_layer("rnn", seed=n, name=name, equations=RnnEquations(Activation(kind)))
+        for n, (name, kind) in enumerate(kinds.items())
+    }
+    lc.write(Model(layers), tmp_path / "two.safetensors")
+    found = lc.read(tmp_path / "two.safetensors").recurrent
+    assert {n: d.directions[0].equations.hidden_activation.kind for n, d in found.items()} == kinds
+
+
+def test_windows_that_are_longer_than_the_usual_samples(tmp_path: Path) -> None:
+    import keras
+
+    L = keras.layers
+    layers = [keras.Input((None, 3)), L.Conv1D(4, 20, name="wide"), L.MaxPooling1D(3), L.LSTM(3, name="lstm")]
+    source = saved(keras.Sequential(layers), tmp_path / "source.keras")
+    proved(source, tmp_path / "model.onnx")
+    proved(source, tmp_path / "model.safetensors")

@@ -64,7 +64,8 @@ def _whole(model: Model) -> Model:
     found = stacks.split(model)
     if len(found) != 1:
         raise NotRepresentable(
-            "the source does not say how its layers are wired, and it has several recurrent stacks",
+            str(model.metadata.get("topology") or "the source does not say how its layers are wired")
+            + ", and it has several recurrent stacks",
             reasons=[", ".join(found) or "none"],
             remedy="Name one layer with --layer, or write a folder.",
         )

@@ -30,6 +30,7 @@ from lstmconvert.containers import Archive
 from lstmconvert.errors import AmbiguousSource, BadFile, UnsupportedSource, Usage
 from lstmconvert.frameworks.named_tensors import equations_of
 from lstmconvert.frameworks.pytorch import record
+from lstmconvert.frameworks.pytorch.names import identifier
 from lstmconvert.gates import Cell, Direction
 from lstmconvert.layout import Found
 from lstmconvert.mapping import Layout
@@ -94,10 +95,21 @@ def read(archive: Archive, options: ReadOptions) -> Model:
     return Model(MappingProxyType(layers), framework="pytorch", metadata=MappingProxyType(metadata))
 
 
-def _remembered(archive: Archive) -> tuple[Equations, ...]:
-    """The equations of the layers in order, where a file that was written here still says them."""
+def _remembered(archive: Archive) -> Mapping[str, Equations]:
+    """The equations of the layers by name, where a file that was written here still says them.
+
+    Tensors may have been sorted since, so that their order says nothing. Under "" is what all simple
+    RNNs of the file compute.
+    """
     memory = provenance_of(archive.metadata.get(PROVENANCE))
-    return () if memory is None else tuple(item.equations[0] for item in memory.layers if item.equations)
+    found: dict[str, Equations] = {}
+    simple: list[Equations] = []
+    for layer in () if memory is None else memory.layers:
+        for equations in layer.equations[:1]:
+            found[layer.name] = found[identifier(layer.name)] = equations
+            if isinstance(equations, RnnEquations) and equations not in simple:
+                simple.append(equations)
+    return found | {"": simple[0]} if len(simple) == 1 else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +178,7 @@ def _layers(
     tensors: Mapping[str, Lazy],
     metadata: Mapping[str, Any],
     options: ReadOptions,
-    remembered: tuple[Equations, ...],
+    remembered: Mapping[str, Equations],
     taken: Mapping[str, RecurrentLayer],
 ) -> list[RecurrentLayer]:
     """The canonical layers of a module."""
@@ -183,8 +195,7 @@ def _layers(
             name += "_"
         weights = layouts.read_weights(layout.cell, layout, local, number)
         names = layouts.tensor_names(layout, tuple(weights), number)
-        index = len(taken) + len(result)
-        known = remembered[index] if index < len(remembered) else None
+        known = remembered.get(name, remembered.get(""))
         equations = _equations(layout.cell, module, metadata, options, known, name)
         notes = {PREFIX: module.prefix}
         if len(module.layers) > 1:
