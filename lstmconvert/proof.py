@@ -151,20 +151,20 @@ class Proof:
         return [*self.layers, *self.whole]
 
 
-def excite(layer: RecurrentLayer, seed: int) -> list[tuple[Array, Array, list[Array]]]:
-    """Inputs that make every gate move: (x, lengths, initial state) at several scales, float64.
+def excite(layer: RecurrentLayer, seed: int) -> tuple[Array, Array, list[Array]]:
+    """Inputs that make every gate move, small and large ones in one batch: x, lengths, states; float64.
 
-    Shapes: x (batch, time, input), lengths (batch,), states (directions, batch, size).
+    Shapes: x (batch, time, input), lengths (batch,), states (directions, batch, size). The sequences of
+    the first size have all steps.
     """
     random = Sampler(seed)
     sizes = [layer.recurrent_size] + ([layer.hidden_size] if layer.cell is Cell.LSTM else [])
-    cases = []
-    for scale in _SCALES:
-        x = random.normal((_BATCH, _TIME, layer.input_size)) * scale
-        lengths = np.array([_TIME, *random.integers(1, _TIME, (_BATCH - 1,))])
-        state = [random.uniform(-1, 1, (len(layer.directions), _BATCH, size)) for size in sizes]
-        cases.append((x, lengths, state))
-    return cases
+    batch = _BATCH * len(_SCALES)
+    x = random.normal((batch, _TIME, layer.input_size))
+    x *= np.repeat(_SCALES, _BATCH)[:, np.newaxis, np.newaxis]
+    lengths = random.integers(1, _TIME, (batch,))
+    lengths[: _BATCH + 1] = _TIME
+    return x, lengths, [random.uniform(-1, 1, (len(layer.directions), batch, size)) for size in sizes]
 
 
 def _neutral(layer: RecurrentLayer) -> RecurrentLayer:
@@ -225,37 +225,27 @@ def prove_layer(
         return LayerProof(source.name, target.name, True, 0.0, 0.0, 0.0)
     first, second = _neutral(source), _neutral(target)
     narrow = _in_dtype(first, np.float32)
-    worst = relative = allowed = 0.0
-    steps = np.zeros(_TIME)
+    x, lengths, state = excite(source, _SEED)
+
+    def results(layer: RecurrentLayer, dtype: type[np.floating[Any]]) -> list[Array]:
+        initial = tuple(s.astype(dtype) for s in state)
+        given: Any = initial if len(initial) == 2 else initial[0]
+        return _flat(layer.run(x.astype(dtype), lengths=lengths, initial_state=given))
+
     with np.errstate(all="ignore"):  # Overflow gives infinities and NaNs here as it does in the frameworks.
-        for case, (x, lengths, state) in enumerate(excite(source, _SEED)):
-            initial: Any = tuple(state) if len(state) == 2 else state[0]
-            given = lengths if case else None
-            exact = _flat(first.run(x, lengths=given, initial_state=initial))
-            other = _flat(second.run(x, lengths=given, initial_state=initial))
-            single = _flat(
-                narrow.run(
-                    x.astype(np.float32),
-                    lengths=given,
-                    initial_state=tuple(s.astype(np.float32) for s in state)
-                    if len(state) == 2
-                    else state[0].astype(np.float32),
-                )
-            )
-            found = gap(exact, other)
-            worst = max(worst, found)
-            relative = max(relative, found / max(scale(exact), 1e-30) if found else 0.0)
-            allowed = max(allowed, rounding(single, exact))
-            with np.errstate(invalid="ignore"):
-                difference = np.abs(exact[0] - other[0]).max(axis=(0, 2))
-            steps = np.fmax(steps, np.where(np.isnan(difference), np.inf, difference))
+        exact, other = results(first, np.float64), results(second, np.float64)
+        worst = gap(exact, other)
+        same = (exact[0] == other[0]) | (np.isnan(exact[0]) & np.isnan(other[0]))
+        steps = np.where(same, 0, np.abs(exact[0] - other[0]))
+        steps = np.where(np.isnan(steps), np.inf, steps).max(axis=(0, 2))
+        allowed = rounding(results(narrow, np.float32), exact) if tolerance is None else tolerance
     return LayerProof(
         source.name,
         target.name,
         not differing,
         worst,
-        relative,
-        allowed if tolerance is None else tolerance,
+        worst / max(scale(exact), 1e-30) if worst else 0.0,
+        allowed,
         tuple(float(s) for s in steps),
         tuple(differing),
     )
