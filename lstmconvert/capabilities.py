@@ -23,7 +23,7 @@ def _entry(framework: MappingFile) -> dict[str, Any]:
         "checked": framework.checked,
         "verified": framework.verified,
         "reads": [known[name].title for name in framework.containers if name in known and known[name].magic],
-        "writes": [s for s in framework.suffixes if any(not layout.reads_only for layout in cells)],
+        "writes": list(registry.written_suffixes(framework)),
         "cells": {str(layout.cell).upper(): _expresses(layout) for layout in cells if not layout.reads_only},
         "layouts": {layout.name: _gates(layout) for layout in cells},
     }

@@ -668,7 +668,7 @@ def _parts(model: Model, source: Path, target: Path | None, to: str | None) -> d
     Raises:
         Usage: when several would have to go into one file.
     """
-    if to is not None and not registry.mapping_of(to).suffixes:
+    if to is not None and not registry.written_suffixes(registry.mapping_of(to)):
         raise Usage(f"files of {registry.mapping_of(to).title} are only read", expected="another --to")
     if target is None:
         if to is None:

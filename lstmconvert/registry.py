@@ -176,11 +176,17 @@ def has_module(name: str) -> bool:
     return bool(mapping_of(name).module if head is None else head.get("module"))
 
 
+def written_suffixes(framework: MappingFile) -> tuple[str, ...]:
+    """The suffixes that a framework's files are given, the usual one first; none where they are only read."""
+    if all(layout.cell is None or layout.reads_only for layout in framework.layouts.values()):
+        return ()
+    known = [containers()[name] for name in framework.containers if name in containers()]
+    return framework.suffixes or tuple(c.suffixes[0] for c in known if c.writes and c.suffixes)
+
+
 def suffix_of(name: str) -> str:
     """The suffix that a framework's files are given where nobody says another."""
-    framework = mapping_of(name)
-    known = [*framework.suffixes, *(s for c in framework.containers for s in containers()[c].suffixes)]
-    return known[0] if known else ".npz"
+    return next(iter(written_suffixes(mapping_of(name))), ".npz")
 
 
 def module_of(framework: MappingFile) -> ModuleType:
@@ -189,8 +195,10 @@ def module_of(framework: MappingFile) -> ModuleType:
 
 
 def frameworks_in(container: str) -> tuple[str, ...]:
-    """The built-in frameworks whose files come in this container."""
-    return tuple(name for name, head in _heads().items() if container in _list(head, "containers"))
+    """The frameworks whose files come in this container, built in or offered by other packages."""
+    built_in = [name for name, head in _heads().items() if container in _list(head, "containers")]
+    offered = [name for name in _plugins() if name not in _heads()]
+    return (*built_in, *(name for name in offered if container in mapping_of(name).containers))
 
 
 def _list(head: Mapping[str, object], key: str) -> Sequence[str]:
@@ -230,7 +238,7 @@ def target_of(path: Path, framework: str | None) -> tuple[str, str]:
         return framework, fitting[0].name
     if fitting is not None and fitting[0].name == "npz":
         return framework, "npz"
-    suffixes = mapping_of(framework).suffixes
+    suffixes = written_suffixes(mapping_of(framework))
     raise Usage(
         f"{framework} is not written to files like {path.name!r}",
         expected=f"a suffix of {', '.join(suffixes)}",

@@ -276,12 +276,19 @@ def conformance(value: Mapping[str, Any], *, verbose: bool) -> str:
     return "\n".join(lines)
 
 
+_VERIFIED: Mapping[str, str] = {
+    "runtime": "verified by its runtime",
+    "documented": "from its documentation",
+    "user": "described by its user",
+}
+
+
 def frameworks(value: Sequence[Mapping[str, Any]]) -> str:
     """One line per framework and cell."""
     lines = []
     for entry in value:
         lines.append(
-            f"{entry['title']} ({entry['name']}): {entry['releases']}; verified by {entry['verified']}"
+            f"{entry['title']} ({entry['name']}): {entry['releases']}; {_VERIFIED[entry['verified']]}"
         )
         lines.append(
             f"  reads {', '.join(entry['reads']) or '-'}; writes {', '.join(entry['writes']) or '-'}"
