@@ -67,6 +67,10 @@ def damage_is_bad_file(file: object, place: str | None = None) -> Iterator[None]
 _NEWER = re.compile(b"OHDR|OCHK|FRHP|FHDB|FHIB|BTHD|BTIN|BTLF|FAHD|EAHD")
 
 
+_STRINGS = re.compile(b"\x19\x01.\0\x10\0\0\0.{16}(?=\x01)", re.DOTALL)
+"""The type of an attribute of strings of any length, padded to 24 bytes, before a dataspace of version 1."""
+
+
 class Guard:
     """What is looked for in the bytes that HDF5 reads, before it acts on them.
 
@@ -115,6 +119,8 @@ class _Window(io.RawIOBase):
                 raise OSError("structures of HDF5 1.8 or later")
             for found in re.finditer(b"GCOL", view):
                 self._check_heap(self._position + found.start())
+            for found in _STRINGS.finditer(view):
+                self._check_strings(view[found.end() :])
         self._position += len(view)
         return len(view)
 
@@ -131,6 +137,20 @@ class _Window(io.RawIOBase):
             if count == 0:
                 raise OSError("the file ends too early")
             done += count
+
+    def _check_strings(self, rest: memoryview) -> None:
+        """Refuse strings longer than the file, for which HDF5 would make room before it looks for them.
+
+        ``rest`` is what follows the type of an attribute: its dataspace (version, rank, flags, padding to 8
+        bytes, sizes and, by the flags, largest sizes), then a length of 4 bytes and 12 of a place for each
+        string. Source: HDF5 file format specification, IV.A.2.m and IV.A.2.b, version 1 of both.
+        """
+        rank, flags = (rest[1], rest[2]) if len(rest) >= 8 else (0, 0)
+        begin = 8 + 8 * rank * (1 + (flags & 1))
+        count = math.prod(int.from_bytes(rest[8 * n : 8 * n + 8], "little") for n in range(1, rank + 1))
+        for at in range(begin, min(begin + 16 * count, len(rest) - 3), 16):
+            if int.from_bytes(rest[at : at + 4], "little") > self._length:
+                raise OSError("a string is longer than the file")
 
     def _check_heap(self, place: int) -> None:
         """Refuse a global heap (where strings lie) in which HDF5 1.14 would search for ever.
