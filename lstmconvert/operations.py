@@ -277,6 +277,14 @@ class ClampedRelu(Operation):
 
 
 @dataclass(frozen=True, slots=True)
+class Clip(Operation):
+    """x, but no less than ``minimum`` and no more than ``maximum``; either may be open."""
+
+    minimum: float | None = None
+    maximum: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ParametricRelu(Operation):
     """x above zero, slope * x below; the weight ``slope`` broadcasts against x without its batch."""
 

@@ -180,6 +180,7 @@ _SAME = (
     ops.Identity,
     ops.Activate,
     ops.ClampedRelu,
+    ops.Clip,
     ops.ParametricRelu,
     ops.Reverse,
     ops.Cast,

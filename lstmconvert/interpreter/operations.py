@@ -240,6 +240,14 @@ def _clamped_relu(operation: ops.ClampedRelu, _: Weights, inputs: Sequence[Array
     return np.where(np.isnan(x), x, passed)
 
 
+def _clip(operation: ops.Clip, _: Weights, inputs: Sequence[Array]) -> Array:
+    (x,) = inputs
+    kind = x.dtype.type
+    if operation.minimum is not None:
+        x = np.maximum(x, kind(operation.minimum))
+    return x if operation.maximum is None else np.minimum(x, kind(operation.maximum))
+
+
 def _parametric_relu(_: ops.ParametricRelu, weights: Weights, inputs: Sequence[Array]) -> Array:
     (x,) = inputs
     return np.where(x > 0, x, weights["slope"] * x)
@@ -314,6 +322,7 @@ _FUNCTIONS: Mapping[type[Operation], Callable[[Any, Weights, Sequence[Array]], R
     ops.Identity: _identity,
     ops.Activate: _activate,
     ops.ClampedRelu: _clamped_relu,
+    ops.Clip: _clip,
     ops.ParametricRelu: _parametric_relu,
     ops.Flatten: moves.flatten,
     ops.Reshape: moves.reshape,

@@ -23,23 +23,7 @@ from tests.support import assert_close
 Record = Callable[[str, object], None]
 ZOO = [name for name in keras_zoo.MODELS if name not in keras_zoo.ONLY_KERAS2]
 
-REFUSED: dict[str, str] = {
-    "merged_masks_in_attention": "(MatMul)",
-    "normalisations": "(Sqrt)",
-    "activation_layers": "(Greater)",
-    "activations_of_keras3": "(Shrink)",
-    "pictures": "(Pad)",
-    "shapes": "(Pad)",
-    "steps": "(Conv)",
-    "merges": "(MatMul)",
-    "attention_scores": "(Range)",
-    "attention": "(MatMul)",
-    "masked_heads": "(MatMul)",
-    "self_attention": "(Gather)",
-    "transformer": "(Div)",
-    "heads_one_after_the_other": "(MatMul)",
-    "convolutional_lstm": "(Slice)",
-}
+REFUSED: dict[str, str] = {}
 """Models whose graphs are not read as a whole, and what the reason says."""
 
 REFUSED_BY_KERAS: dict[str, str] = {}

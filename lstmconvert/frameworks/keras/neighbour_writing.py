@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -406,6 +407,14 @@ def _transpose(operation: ops.Transpose, layer: OperationLayer, output: Shape) -
     if operation.permutation[0] != 0:
         return LayerToWrite("Transpose", {"axes": list(operation.permutation)}, (), OPERATORS)
     return _layer("Permute", dims=list(operation.permutation[1:]))
+
+
+@_writes(ops.Clip)
+def _clip(operation: ops.Clip, layer: OperationLayer, output: Shape) -> LayerToWrite:
+    del layer, output
+    least = -math.inf if operation.minimum is None else operation.minimum
+    largest = math.inf if operation.maximum is None else operation.maximum
+    return LayerToWrite("Clip", {"x_min": least, "x_max": largest}, (), OPERATORS)
 
 
 @_writes(ops.Reverse)

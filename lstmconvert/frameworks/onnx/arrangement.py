@@ -87,6 +87,11 @@ def length(axis: Axis) -> int | None:
     return None if None in sizes else math.prod(size for size in sizes if size is not None)
 
 
+def is_unit(axis: Axis) -> bool:
+    """Whether an axis has length one."""
+    return length(axis) == 1
+
+
 def symbolic(axis: Axis) -> int | Size:
     """An axis's length as a number, or as a symbol that stands for this axis."""
     known = length(axis)
@@ -135,7 +140,7 @@ def regrouped(held: Held, target: Sequence[int | Size | None]) -> Held:
     back = [rest.take(size, from_front=False) for size in reversed(target[at + 1 :])][::-1]
     left = tuple(rest.atoms)
     if open_places:
-        axes = [*front, left, *back]
+        axes = [*front, tuple(atom for atom in left if atom.size != 1), *back]
     else:
         if any(atom.size != 1 for atom in left):
             raise CannotArrange("the target shape has fewer elements")

@@ -109,13 +109,16 @@ class Graphs:
                 "a tensor's data do not fit its shape or type", place=proto.name, found=error
             ) from error
 
-    def walk(self) -> Iterator[tuple[onnx.NodeProto, Scope]]:
+    def walk(self, scope: Scope | None = None) -> Iterator[tuple[onnx.NodeProto, Scope]]:
         """Every node that constants do not explain, in order, with what can be seen there.
 
         The nodes of inner graphs come before the node that holds them; of a constant ``If`` only the
         branch that is taken, followed by an ``Identity`` for each of its outputs.
+
+        Args:
+            scope: what is known of the model's inputs.
         """
-        yield from self._graph(self.model.graph, Scope())
+        yield from self._graph(self.model.graph, scope or Scope())
 
     def _graph(self, graph: onnx.GraphProto, scope: Scope) -> Iterator[tuple[onnx.NodeProto, Scope]]:
         self._enter(graph, scope)

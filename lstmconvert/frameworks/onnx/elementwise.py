@@ -27,6 +27,7 @@ from lstmconvert.model import OperationLayer
 from lstmconvert.operations import (
     Activate,
     ClampedRelu,
+    Clip,
     Combination,
     Combine,
     Operation,
@@ -62,14 +63,16 @@ def _combined(node: Node, kind: Combination, parts: Sequence[Held]) -> Held:
         return first
     alike = [(pattern(part), [length(axis) for axis in part.axes]) for part in parts]
     if all(one == alike[0] for one in alike):
-        return replace(first, value=node.call(Combine(kind), list(parts)), parts=())
+        result = replace(first, value=node.call(Combine(kind), list(parts)), parts=())
+        return node.topology.noted_factors(result, kind, parts)
     if len({part.rank for part in parts}) > 1:
         raise NotUnderstood("its inputs have different numbers of axes")
     order = batch_first_order(first)
     turned = [node.topology.arranged(part, [part.axes[n] for n in order], node.name) for part in parts]
     value = node.call(Combine(kind), turned)
     axes = [_widest([part.axes[n] for part in parts]) for n in range(first.rank)]
-    return Held(value, tuple(axes[n] for n in order), tuple(axes), first.dtype)
+    result = Held(value, tuple(axes[n] for n in order), tuple(axes), first.dtype)
+    return node.topology.noted_factors(result, kind, parts)
 
 
 def _widest(axes: Sequence[Axis]) -> Axis:
@@ -89,7 +92,17 @@ def _with_constant(node: Node, kind: Combination) -> Held:
 def _scaled(node: Node, kind: Combination, x: Held, known: Lazy, *, constant_first: bool) -> Held:
     if known.dtype.kind != "f" and known.dtype.name != "bfloat16":
         raise NotUnderstood("it computes with integers")
-    if len(known.shape) > x.rank:
+    ahead = len(known.shape) - x.rank
+    if ahead > 0 and all(size == 1 for size in known.shape[:ahead]):
+        shape = known.shape[ahead:]
+        return _scaled(
+            node,
+            kind,
+            x.arranged((*[()] * ahead, *x.axes)),
+            known.map(lambda a: a.reshape(shape), shape),
+            constant_first=constant_first,
+        )
+    if ahead > 0:
         raise NotUnderstood("its constant has more axes than its input")
     long = [n for n, size in enumerate(known.shape) if size != 1]
     if len(long) > 1:
@@ -168,8 +181,18 @@ def _activation(make: Callable[[Node], Activation]) -> Callable[[Node], list[Hel
     return reader
 
 
+_USUAL: Mapping[str, tuple[float, ...]] = MappingProxyType(
+    {"leaky_relu": (0.2,), "elu": (1.0,), "celu": (1.0,), "thresholded_relu": ()}
+)
+"""Parameters with which an activation has a name of its own in layers; with others it is a layer itself."""
+
+
 def _activated(node: Node, x: Held, activation: Activation) -> Held:
-    layer = node.topology.unfinished(x)
+    layer = (
+        node.topology.unfinished(x)
+        if activation.alpha in _USUAL.get(activation.kind, (activation.alpha,))
+        else None
+    )
     if layer is not None:
         operation: Any = layer.operation
         node.topology.finish_layer(replace(layer, operation=replace(operation, activation=activation)))
@@ -204,6 +227,16 @@ def _gelu(node: Node) -> list[Held]:
     return [_activated(node, node.held(0), Activation(kinds[form]))]
 
 
+def _shrink(node: Node) -> list[Held]:
+    node.only("lambd", "bias")
+    width, bias = (
+        meant(node.attributes.get(name, default)) for name, default in (("lambd", 0.5), ("bias", 0.0))
+    )
+    if bias not in (0.0, width):
+        raise NotUnderstood("its bias is neither zero nor its width")
+    return [_activated(node, node.held(0), Activation("soft_shrink" if bias else "hard_shrink", width))]
+
+
 def _clip(node: Node) -> list[Held]:
     node.only("min", "max")
     bounds: list[float | None] = []
@@ -222,7 +255,9 @@ def _clip(node: Node) -> list[Held]:
             return [node.same(ClampedRelu(maximum=maximum), x)]
         case [-1.0, 1.0]:
             return [_activated(node, x, Activation("hard_tanh"))]
-    raise NotUnderstood(f"it clips between {bounds[0]} and {bounds[1]}")
+    if None not in bounds and (bounds[0] or 0.0) > (bounds[1] or 0.0):
+        raise NotUnderstood(f"it clips between {bounds[0]} and {bounds[1]}")
+    return [node.same(Clip(*bounds), x)]
 
 
 def _parametric_relu(node: Node) -> list[Held]:
@@ -231,11 +266,15 @@ def _parametric_relu(node: Node) -> list[Held]:
     if slope.size == 1:
         return [_activated(node, x, Activation("leaky_relu", float(slope.read().reshape(()))))]
     long = [n for n, size in enumerate(slope.shape) if size != 1]
+    if len(long) != 1 and len(slope.shape) < x.rank:
+        plain = node.topology.arranged(x, x.axes, node.name)
+        return [node.same(ParametricRelu(), plain, {"slope": slope})]
     if len(long) != 1 or len(slope.shape) > x.rank:
         raise NotUnderstood("its slope differs along several axes")
     axis = long[0] - len(slope.shape)
     x = node.topology.with_last(x, axis, node.name)
-    return [node.same(ParametricRelu(), x, {"slope": slope.map(lambda a: a.reshape(-1), (slope.size,))})]
+    shape = (*[1] * (len(x.logical) - 2), slope.size)
+    return [node.same(ParametricRelu(), x, {"slope": slope.map(lambda a: a.reshape(shape), shape)})]
 
 
 ELEMENTWISE: Mapping[str, Reader] = MappingProxyType(
@@ -267,6 +306,7 @@ ELEMENTWISE: Mapping[str, Reader] = MappingProxyType(
         "Exp": _with("exponential"),
         "Gelu": _gelu,
         "Clip": _clip,
+        "Shrink": _shrink,
         "PRelu": _parametric_relu,
         "Softmax": _softmax("softmax"),
         "LogSoftmax": _softmax("log_softmax"),

@@ -5,6 +5,7 @@ Source: the operators' documentation at onnx.ai, opset 7 to 22.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -21,14 +22,15 @@ from lstmconvert.frameworks.onnx.neighbour_node import (
     pattern,
     unpacked,
 )
+from lstmconvert.frameworks.onnx.ranges import RANGES, resized
 from lstmconvert.frameworks.onnx.topology import NotUnderstood, batch_first
 from lstmconvert.operations import (
     Cast,
     Concatenate,
-    Crop,
     Embedding,
     Identity,
     Noise,
+    Reshape,
     Reverse,
 )
 
@@ -79,7 +81,35 @@ def _reshape(node: Node) -> list[Held]:
         x.sizes[n] if size == 0 and not keeps_zero and n < x.rank else size
         for n, size in enumerate(target.values)
     ]
-    return [regrouped(x, sizes)]
+    try:
+        return [regrouped(x, sizes)]
+    except CannotArrange:
+        behind = [size for size in sizes[1:] if isinstance(size, int)]
+        if sizes[0] not in (x.sizes[0], -1) or len(behind) < len(sizes) - 1 or x.axes[0] != x.logical[0]:
+            raise
+        if sizes[0] == -1 and (-1 in behind or math.prod(behind) != _behind(x)):
+            raise
+    return [_shaped(node, x, behind)]
+
+
+def _behind(x: Held) -> int | None:
+    """The number of elements behind the batch."""
+    sizes = [length(axis) for axis in x.axes[1:]]
+    return None if None in sizes else math.prod(size for size in sizes if size is not None)
+
+
+def _shaped(node: Node, x: Held, sizes: Sequence[int]) -> Held:
+    """The numbers behind the batch in another shape that is not made of the axes' factors."""
+    whole = _behind(x)
+    if whole is None:
+        raise NotUnderstood("it mixes axes of free size")
+    rest = math.prod(size for size in sizes if size != -1)
+    known = [whole // rest if size == -1 else size for size in sizes]
+    if min(known) < 1 or math.prod(known) != whole:
+        raise NotUnderstood("its shape does not fit")
+    x = node.topology.arranged(x, x.axes, node.name)
+    axes = (x.axes[0], *(node.topology.axis(size) for size in known))
+    return Held.plain(node.call(Reshape(tuple(known)), [x]), axes, x.dtype)
 
 
 def _flatten(node: Node) -> list[Held]:
@@ -173,25 +203,13 @@ def _cut(node: Node, x: Held, axis: int, start: int, end: int, step: int) -> Hel
         # Rows of a tensor of states: each is a value of its own.
         rows = [node.topology.select(x, 0, n, f"{node.name}/{n}") for n in range(start, end)]
         return _pieces(0, rows)
-    held = _place_behind_batch(node, x, axis)
-    place = held.logical.index(x.axes[axis])
-    if place == len(held.logical) - 1:
-        raise NotUnderstood("it takes a range of features")
     if size is not None:
         before, after = start, size - end
     elif start >= 0 and (end < 0 or end >= (1 << 31) - 1):
         before, after = start, max(-end, 0)
     else:
         raise NotUnderstood(f"it takes positions {start} to {end} of an axis of free size")
-    amounts = [(0, 0)] * (len(held.logical) - 2)
-    amounts[place - 1] = before, after
-    cropped: Axis = (Atom(None if size is None else end - start),)
-    value = node.call(Crop(tuple(amounts)), [held])
-
-    def changed(axes: Sequence[Axis]) -> tuple[Axis, ...]:
-        return tuple(cropped if a == x.axes[axis] else a for a in axes)
-
-    return Held(value, changed(held.logical), changed(held.axes), x.dtype)
+    return resized(node, x, axis, -before, -after)
 
 
 def _pieces(axis: int, parts: Sequence[Held]) -> Held:
@@ -238,6 +256,9 @@ def _concat(node: Node) -> list[Held]:
     axis = axis_places([node.attributes.get("axis", 1)], parts[0].rank)[0]
     if len({part.rank for part in parts}) > 1:
         raise NotUnderstood("its inputs have different numbers of axes")
+    whole = node.topology.joined_directions(parts, axis) if len(parts) == 2 else None
+    if whole is not None:
+        return [whole]
     rows = [row for part in parts for row in pieces(part, axis) or (None,)]
     held = [row for row in rows if row is not None]
     if len(held) == len(rows) and len({pattern(row) for row in held}) == 1:
@@ -295,6 +316,7 @@ MOVING: Mapping[str, Reader] = MappingProxyType(
         "Slice": _slice,
         "Split": _split,
         "Concat": _concat,
+        **RANGES,
     }
 )
 """The operators of this module."""

@@ -101,10 +101,14 @@ def batch_first_order(held: Held) -> list[int]:
     return [front, *(n for n in range(held.rank) if n != front)]
 
 
+_KNOWN = (1 / 6, 1.6732632423543772, 1.0507009873554805)
+"""Numbers of more digits than a float32 has: the slope of Keras 3's hard_sigmoid, and those of selu."""
+
+
 def meant(value: float) -> float:
     """The number that was meant by a float32."""
     single = np.float32(value)
-    return 1 / 6 if single == np.float32(1 / 6) else float(str(single))
+    return next((known for known in _KNOWN if np.float32(known) == single), float(str(single)))
 
 
 def unpacked(name: str, tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:

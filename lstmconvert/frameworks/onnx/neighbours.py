@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from lstmconvert.frameworks.onnx import indices
-from lstmconvert.frameworks.onnx.arrangement import Held, Unknown
+from lstmconvert.frameworks.onnx.arrangement import CannotArrange, Held, Unknown
 from lstmconvert.frameworks.onnx.constants import Graphs, Scope, node_name
 from lstmconvert.frameworks.onnx.elementwise import ELEMENTWISE
 from lstmconvert.frameworks.onnx.moving import MOVING
@@ -55,4 +55,10 @@ def read(topology: Topology, node: onnx.NodeProto, scope: Scope, graphs: Graphs)
             if name and scope.known(name) is None:
                 topology.get(name)
         raise NotUnderstood("the operator is not one of those that are folded into layers")
-    return reader(view)
+    try:
+        return reader(view)
+    except CannotArrange:
+        steps = topology.steps_of(view.inputs)
+        if steps is None:
+            raise
+        return topology.every_step(steps, lambda: reader(view))

@@ -22,6 +22,7 @@ from lstmconvert.operations import (
     BatchNormalization,
     Cast,
     ClampedRelu,
+    Clip,
     Combination,
     Combine,
     Concatenate,
@@ -100,6 +101,8 @@ def _single(use: Use, operation: Operation) -> Value:
             return use.activated(x, operation.activation, operation.axis)
         case ClampedRelu():
             return _clamped_relu(use, operation)
+        case Clip():
+            return _clip(use, operation)
         case ParametricRelu():
             x, held = use.logical(use.x), use.tensors(operation)
             return x.named(use.graph.add_main("PRelu", [x.name, held["slope"]])[0])
@@ -252,6 +255,14 @@ def _clamped_relu(use: Use, operation: ClampedRelu) -> Value:
     return x.named(name)
 
 
+def _clip(use: Use, operation: Clip) -> Value:
+    (x,) = use.floats()
+    bounds = ["" if n is None else use.number(n) for n in (operation.minimum, operation.maximum)]
+    while bounds and not bounds[-1]:
+        bounds.pop()
+    return x.named(use.graph.add_main("Clip", [x.name, *bounds])[0]) if bounds else x
+
+
 _COMBINATIONS = {
     Combination.ADD: "Add",
     Combination.AVERAGE: "Add",
@@ -282,7 +293,7 @@ def _combine(use: Use, operation: Combine) -> Value:
 def _time_distributed(use: Use, operation: TimeDistributed) -> Value:
     """Operations on the last axis serve all steps at once; others get the steps as a longer batch."""
     inner, x, graph = operation.inner, use.x, use.graph
-    on_features = (Dense, Identity, Cast, ClampedRelu, Rescaling, TimeDistributed)
+    on_features = (Dense, Identity, Cast, ClampedRelu, Clip, Rescaling, TimeDistributed)
     along_last = isinstance(inner, (Activate, BatchNormalization)) and inner.axis == -1
     trailing = isinstance(inner, LayerNormalization) and all(axis < 0 for axis in inner.axes)
     if x.rank > 2 and (isinstance(inner, on_features) or along_last or trailing):

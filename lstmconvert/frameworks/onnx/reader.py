@@ -65,7 +65,9 @@ def read(archive: Archive, options: ReadOptions) -> Model:
     rewrites: list[str] = []
     seen: dict[str, int] = {}
     written_out: dict[str, tuple[Scope, list[onnx.NodeProto]]] = {}
-    for node, scope in graphs.walk():
+    inputs = Scope()
+    topology.state_inputs(inputs)
+    for node, scope in graphs.walk(inputs):
         if recurrent_layout(node) is None:
             topology.neighbour(node, scope, graphs)
             written_out.setdefault(scope.path, (scope, []))[1].append(node)

@@ -136,6 +136,9 @@ def _plain(use: RecurrentUse, needed: set[str]) -> Finished | None:
     ]
     if merged:
         return _merged(use, merged, needed)
+    apart = [use.output(f"y/{n}") for n in range(2)]
+    if not needed.isdisjoint(apart):
+        return _apart(use, apart, needed)
     sequence = use.output("y") in needed
     joined = [kind for kind in use.state_kinds if use.both and use.output(f"{kind}_both") in needed]
     if not sequence and not joined and needed.isdisjoint(states):
@@ -161,6 +164,29 @@ def _plain(use: RecurrentUse, needed: set[str]) -> Finished | None:
         behaviour = replace(behaviour, masked_output=held)
     calls, extra = _joined(use, joined)
     layers = {layer.name: replace(layer, sequence=behaviour), **extra}
+    return Finished(layers, (_call(use, outputs), *calls))
+
+
+def _apart(use: RecurrentUse, firsts: list[str], needed: set[str]) -> Finished:
+    """The use of a layer whose directions are needed one by one; side by side as well, if need be."""
+    kinds = [kind for kind in use.state_kinds if use.output(f"{kind}_both") in needed]
+    with_states = bool(kinds) or not needed.isdisjoint(use.states)
+    calls, layers = _joined(use, kinds)
+    if use.output("y") in needed:
+        name = f"{use.layer.name}/both"
+        layers[name] = OperationLayer(name, Concatenate(-1))
+        calls.append(Call(name, tuple(firsts), (use.output("y"),)))
+    behaviour = replace(
+        use.layer.sequence,
+        merge=Merge.SEPARATE,
+        returns=Returns.SEQUENCE,
+        return_state=with_states,
+        time_major=False,
+    )
+    if use.mask is not None:
+        behaviour = replace(behaviour, masked_output=MaskedOutput.ZERO)
+    layers[use.layer.name] = replace(use.layer, sequence=behaviour)
+    outputs = (*firsts, *(use.states if with_states else ()))
     return Finished(layers, (_call(use, outputs), *calls))
 
 

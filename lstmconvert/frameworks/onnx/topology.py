@@ -7,14 +7,14 @@ A node that is not understood does no harm as long as no output of the model dep
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lstmconvert.activations import LINEAR
+from lstmconvert.activations import LINEAR, RELU
 from lstmconvert.canonical import Merge, RecurrentLayer
 from lstmconvert.errors import UnsupportedSource
 from lstmconvert.frameworks.onnx import masked, tables
@@ -38,15 +38,19 @@ from lstmconvert.frameworks.onnx.tables import IndexMask
 from lstmconvert.gates import Cell
 from lstmconvert.model import Call, Layer, OperationLayer, Port
 from lstmconvert.operations import (
+    Activate,
+    ClampedRelu,
     Combination,
     Combine,
     Convolution1D,
     Convolution2D,
     Dense,
+    EinsumDense,
     Flatten,
     Operation,
     Reshape,
     Select,
+    TimeDistributed,
     Transpose,
 )
 from lstmconvert.tensors import Lazy
@@ -98,12 +102,13 @@ class Topology:
         self._rows: dict[str, int] = {}
         self._values: set[str] = set()
         self.rewrites: list[str] = []
+        self._factors: dict[str, tuple[Held, Held]] = {}
+        self._steps: tuple[Axis, Axis] | None = None
         self._directed: dict[str, Directed] = {}
         self._makers: dict[str, Maker] = {}
         self._masked = MaskedLayers(self.opset, self._tensors, self._directed, self._values)
         self._uses = Counter(_names_used(self._graph))
         self._ports = self._input_ports()
-        self._unstated = [port.name for port in self._ports]
 
     # Ports.
 
@@ -155,7 +160,7 @@ class Topology:
             raise _Passed(tensor.reason)
         if self._uses[name] > 1:
             self._shared.add(tensor.value)
-        return tensor
+        return tensor if self._steps is None else _stepwise(tensor, self._steps)
 
     def peek(self, name: str) -> Held | Unknown | None:
         """What is known of a tensor; ``None`` of a constant."""
@@ -224,6 +229,8 @@ class Topology:
         for after in ("", *more):
             values.append(_unique(f"{layer}{after}", self._values))
             self._values.add(values[-1])
+        if self._steps is not None:
+            operation = _every_step(operation, len(inputs))
         parts = MappingProxyType(dict(weights or {}))
         self._layers[layer] = OperationLayer(layer, operation, parts, tuple(origin))
         heeded = None if mask is None else mask.value
@@ -276,7 +283,7 @@ class Topology:
         if held.value in self._shared or not isinstance(layer, OperationLayer):
             return None
         operation = layer.operation
-        if not isinstance(operation, Dense | Convolution1D | Convolution2D):
+        if not isinstance(operation, Dense | Convolution1D | Convolution2D | EinsumDense):
             return None
         return layer if operation.activation == LINEAR else None
 
@@ -302,6 +309,20 @@ class Topology:
             return [value]
         call = next(c for c in self._calls if isinstance(c, Call) and c.outputs[0] == value)
         return [*self._terms(call.inputs[0]), *call.inputs[1:]]
+
+    def noted_factors(self, held: Held, kind: Combination, parts: Sequence[Held]) -> Held:
+        """A combination, remembered if it is a product of two."""
+        if kind is Combination.MULTIPLY and len(parts) == 2:
+            self._factors[held.value] = parts[0], parts[1]
+        return held
+
+    def factors(self, held: Held) -> tuple[Held, Held] | None:
+        """The two tensors of which a tensor is the product."""
+        return self._factors.get(held.value)
+
+    def axis(self, size: int) -> Axis:
+        """A new axis."""
+        return (Atom(size),) if size != 1 else ()
 
     def finish_layer(self, layer: OperationLayer) -> None:
         """Put a layer in the place of that of the same name."""
@@ -329,23 +350,50 @@ class Topology:
         logical = tuple(a for n, a in enumerate(held.logical) if n != place)
         return Held(value, logical, rest, held.dtype)
 
+    # Steps as a longer batch.
+
+    def steps_of(self, names: Iterable[str]) -> tuple[Axis, Axis] | None:
+        """Batch and time of the first tensor that has them joined as its first axis."""
+        for name in names:
+            held = self._tensors.get(name)
+            if isinstance(held, Held) and held.rank > 1 and len(held.logical) > 2:
+                batch, time = held.logical[:2]
+                if batch and time and held.axes[0] == (*batch, *time):
+                    return batch, time
+        return None
+
+    def every_step(
+        self, steps: tuple[Axis, Axis], read: Callable[[], Sequence[Held | Unknown]]
+    ) -> list[Held | Unknown]:
+        """What a node makes whose batch are the steps of all sequences: layers that act on every step."""
+        self._steps = steps
+        try:
+            results = read()
+        finally:
+            self._steps = None
+        together = (*steps[0], *steps[1])
+        return [
+            replace(held, logical=(*steps, *held.logical[1:]))
+            if isinstance(held, Held) and held.logical[0] == together
+            else held
+            for held in results
+        ]
+
     # Nodes.
 
     def neighbour(self, node: onnx.NodeProto, scope: Scope, graphs: Graphs) -> None:
         """Take in a node that is not recurrent."""
-        from lstmconvert.frameworks.onnx import neighbours, supposed
+        from lstmconvert.frameworks.onnx import neighbours
 
         if scope.path:
             return
-        self._state_inputs(scope)
         name = node_name(node)
         place = f"node {name!r} ({node.op_type})"
-        if len(node.output) == 1:
-            piece = self._masked.piece(self.flow(scope), node.output[0]) or supposed.read(self, node, scope)
+        try:
+            piece = self._piece(node, scope)
             if piece is not None:
                 self._give(node.output[0], piece, scope)
                 return
-        try:
             results: Sequence[Held | Unknown] = neighbours.read(self, node, scope, graphs)
         except _Passed as passed:
             self._give_up(node.output, str(passed))
@@ -360,19 +408,49 @@ class Topology:
             self._give(output, held, scope)
         self._give_up(node.output[len(results) :], f"{place}: its output is not known")
 
+    def _piece(self, node: onnx.NodeProto, scope: Scope) -> Held | None:
+        """What a node gives that is one of several of which a layer is made; ``None`` of any other."""
+        from lstmconvert.frameworks.onnx import supposed
+
+        if len(node.output) != 1:
+            return None
+        return self._masked.piece(self.flow(scope), node.output[0]) or supposed.read(self, node, scope)
+
+    def is_used_elsewhere(self, name: str) -> bool:
+        """Whether more than one node, or an output of the model, takes a tensor."""
+        return self._uses[name] > 1
+
+    def give(self, name: str, held: Held) -> None:
+        """Say what a tensor is that was not understood before."""
+        self._tensors[name] = held
+
+    def capped(self, held: Held, maximum: float) -> Held | None:
+        """A rectified value with a largest number, where a layer of it holds that; ``None`` of any other."""
+        layer = self._layers.get(self._producers.get(held.value, ""))
+        if not isinstance(layer, OperationLayer) or held.value in self._shared:
+            return None
+        operation = layer.operation
+        if operation == Activate(RELU):
+            operation = ClampedRelu()
+        elif isinstance(operation, Activate) and operation.activation.kind == "leaky_relu":
+            operation = ClampedRelu(operation.activation.alpha or 0.0)
+        if not isinstance(operation, ClampedRelu) or operation.maximum is not None:
+            return None
+        self._layers[layer.name] = replace(layer, operation=replace(operation, maximum=maximum))
+        return held
+
     def _give(self, name: str, held: Held | Unknown, scope: Scope) -> None:
         if name:
             self._tensors[name] = held
         if name and isinstance(held, Held):
             scope.state_shape(name, held.sizes)
 
-    def _state_inputs(self, scope: Scope) -> None:
+    def state_inputs(self, scope: Scope) -> None:
         """Let shape arithmetic know the free sizes of the inputs as symbols, before the first node."""
-        while self._unstated:
-            name = self._unstated.pop()
-            tensor = self._tensors[name]
+        for port in self._ports:
+            tensor = self._tensors[port.name]
             if isinstance(tensor, Held):
-                scope.state_shape(name, tensor.sizes)
+                scope.state_shape(port.name, tensor.sizes)
 
     def _give_up(self, names: Iterable[str], reason: str) -> None:
         for name in names:
@@ -384,7 +462,6 @@ class Topology:
         self._layers[layer.name] = layer
         if scope.path:
             return
-        self._state_inputs(scope)
         try:
             self._recurrent(node, layer, scope)
         except _Passed as passed:
@@ -438,7 +515,7 @@ class Topology:
         apart = tuple(
             Held.plain(use.output(f"y/{n}"), (batch, time, (width,)), dtype) for n in range(1 + use.both)
         )
-        parts = ((directions, apart),) if many and use.compacted else ()
+        parts = ((directions, apart),) if many else ()
         held = [Held(use.output("y"), (batch, time, (*many, width)), axes, dtype, parts)]
         for kind in use.state_kinds:
             axes = placed(batch, many, (width,))
@@ -493,6 +570,22 @@ class Topology:
         value = found.call.output(f"{kind}_{merge}{mark}{rest}")
         self._values.add(value)
         return Held.plain(value, found.axes, x.dtype).arranged(a for n, a in enumerate(x.axes) if n != place)
+
+    def joined_directions(self, parts: Sequence[Held], axis: int) -> Held | None:
+        """Both directions of a sequence side by side again; ``None`` of any other tensors."""
+        for found in self._directed.values():
+            values = [found.call.output(f"y/{n}") for n in (0, 1)]
+            if found.kind != "y" or [part.value for part in parts] != values:
+                continue
+            first, second = parts
+            batch, time, width = first.logical
+            same = [a for n, a in enumerate(first.axes) if n != axis]
+            if first.axes[axis] != width or first.logical != second.logical or first.axes != second.axes:
+                return None
+            both = (found.directions, *width)
+            axes = (*same[:axis], both, *same[axis:])
+            return Held(found.call.output("y"), (batch, time, both), axes, first.dtype)
+        return None
 
     def _initial_state(self, node: Recurrent, layer: RecurrentLayer, scope: Scope) -> tuple[str, ...]:
         keys = ("initial_h", "initial_c") if layer.cell is Cell.LSTM else ("initial_h",)
@@ -578,6 +671,22 @@ class Topology:
 
 class _Passed(Exception):
     """A node takes a tensor that is not understood already; the text is that reason."""
+
+
+def _stepwise(held: Held, steps: tuple[Axis, Axis]) -> Held:
+    """The tensor as one whose batch are the steps."""
+    if held.logical[:2] != steps or held.parts:
+        raise NotUnderstood("its inputs do not have the same steps")
+    return replace(held, logical=((*steps[0], *steps[1]), *held.logical[2:]))
+
+
+def _every_step(operation: Operation, inputs: int) -> Operation:
+    """The operation on every step of sequences."""
+    if inputs != 1:
+        raise NotUnderstood("it combines several tensors step by step")
+    if isinstance(operation, Transpose) and operation.permutation[0] == 0:
+        return Transpose((0, *(n + 1 for n in operation.permutation)))
+    return TimeDistributed(operation)
 
 
 def _renamed(call: Call, names: Mapping[str, str]) -> Call:

@@ -17,6 +17,7 @@ from lstmconvert.frameworks.onnx.neighbour_node import (
     meant,
     unpacked,
 )
+from lstmconvert.frameworks.onnx.products import einsum, product, weighted_sum
 from lstmconvert.frameworks.onnx.topology import NotUnderstood
 from lstmconvert.operations import (
     BatchNormalization,
@@ -31,8 +32,7 @@ from lstmconvert.tensors import Lazy
 def _matmul(node: Node) -> list[Held]:
     kernel = node.constant(1)
     if kernel is None:
-        node.held(0)
-        raise NotUnderstood("its right operand is not a constant")
+        return [product(node, node.held(0), node.held(1))]
     if len(kernel.shape) != 2:
         raise NotUnderstood(f"its matrix has {len(kernel.shape)} axes")
     return [_dense(node, node.held(0), kernel, None)]
@@ -97,11 +97,22 @@ def _reduced_directions(merge: Merge) -> Callable[[Node], list[Held]]:
 
     def reader(node: Node) -> list[Held]:
         merged = _merge(node, merge)
+        if merged is None and merge is Merge.SUM:
+            merged = _weighted_sum(node)
         if merged is None:
             raise NotUnderstood("it reduces something else than the directions of a recurrent layer")
         return [merged]
 
     return reader
+
+
+def _weighted_sum(node: Node) -> Held | None:
+    x = node.held(0)
+    axes = node.integers("axes", 1)
+    if not axes or len(axes) != 1:
+        return None
+    keep = bool(node.attributes.get("keepdims", 1))
+    return weighted_sum(node, x, axis_places(axes, x.rank)[0], keep=keep)
 
 
 def _merge(node: Node, merge: Merge) -> Held | None:
@@ -146,22 +157,26 @@ def _batch_normalization(node: Node) -> list[Held]:
 
 def _layer_normalization(node: Node) -> list[Held]:
     x = node.held(0)
-    axis = axis_places([node.attributes.get("axis", -1)], x.rank)[0]
-    if axis != x.rank - 1:
-        raise NotUnderstood("it normalises over several axes")
+    first = axis_places([node.attributes.get("axis", -1)], x.rank)[0]
+    sizes = tuple(length(axis) for axis in x.axes[first:])
     weights = {"scale": node.weights(1, "scale")}
     if node.is_given(2):
         weights["offset"] = node.weights(2, "offset")
-    size = length(x.axes[-1])
-    if any(weight.shape != (size,) for weight in weights.values()):
+    if any(weight.shape != sizes for weight in weights.values()):
         raise NotUnderstood("its scale is not one number for each feature")
-    x = node.topology.with_last(x, -1, node.name)
-    return [node.same(LayerNormalization((-1,), meant(node.attributes.get("epsilon", 1e-5))), x, weights)]
+    axes = (-1,) if first == x.rank - 1 else tuple(range(first, x.rank))
+    if len(axes) == 1:
+        x = node.topology.with_last(x, -1, node.name)
+    else:
+        x = node.topology.arranged(x, x.axes, node.name)
+    epsilon = meant(node.attributes.get("epsilon", 1e-5))
+    return [node.same(LayerNormalization(axes, epsilon), x, weights)]
 
 
 WEIGHTED: Mapping[str, Reader] = MappingProxyType(
     {
         "MatMul": _matmul,
+        "Einsum": einsum,
         "Gemm": _gemm,
         "GlobalMaxPool": _global_pool(Pool.MAX),
         "GlobalAveragePool": _global_pool(Pool.AVERAGE),

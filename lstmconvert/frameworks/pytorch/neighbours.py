@@ -16,6 +16,7 @@ from lstmconvert.operations import (
     BatchNormalization,
     Cast,
     ClampedRelu,
+    Clip,
     Combination,
     Combine,
     Concatenate,
@@ -53,7 +54,7 @@ from lstmconvert.operations import (
 )
 from lstmconvert.shapes import Shape
 
-_ON_FEATURES = (Dense, Identity, Cast, ClampedRelu, Rescaling, Normalization)
+_ON_FEATURES = (Dense, Identity, Cast, ClampedRelu, Clip, Rescaling, Normalization)
 """Operations that serve all steps of a sequence at once."""
 
 
@@ -178,6 +179,14 @@ def _clamped_relu(use: Use, operation: ClampedRelu, shape: Shape) -> Value:
     return x.named(passed)
 
 
+def _clip(use: Use, operation: Clip, shape: Shape) -> Value:
+    del shape
+    (x,) = use.floats()
+    bounds = (("min", operation.minimum), ("max", operation.maximum))
+    given = ", ".join(f"{name}={number(bound)}" for name, bound in bounds if bound is not None)
+    return x.named(f"{x.operand}.clamp({given})") if given else x
+
+
 def _parametric_relu(use: Use, operation: ParametricRelu, shape: Shape) -> Value:
     del operation, shape
     x = use.named(use.last())
@@ -274,6 +283,7 @@ _FUNCTIONS: dict[type[Operation], Callable[..., Value]] = {
     Identity: _identity,
     Activate: _activate,
     ClampedRelu: _clamped_relu,
+    Clip: _clip,
     ParametricRelu: _parametric_relu,
     Rescaling: _rescaling,
     Cast: _cast,
