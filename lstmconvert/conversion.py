@@ -149,7 +149,25 @@ def _framework(path: Path, container: str, archive: Archive, options: ReadOption
         return replace(load_file(options.mapping), module="")
     if options.framework is not None:
         return registry.mapping_of(options.framework)
-    names = registry.frameworks() if container == "npz" else registry.frameworks_in(container)
+    # Packages of others are looked for only where nothing built in fits: that takes its time.
+    for candidates in (registry.frameworks_in, registry.offered_in):
+        recognized = _recognized(candidates(container), path, container, archive, options)
+        if recognized is not None:
+            return recognized
+    known = list(archive.tensors)[:8]
+    raise UnsupportedSource(
+        "nothing in the file looks like the weights of a framework that is known",
+        file=path,
+        found=f"tensors {', '.join(known)}" if known else "no tensors",
+        remedy="Describe the names with a mapping file of your own (--mapping FILE), "
+        "or name the framework (--from).",
+    )
+
+
+def _recognized(
+    names: Sequence[str], path: Path, container: str, archive: Archive, options: ReadOptions
+) -> MappingFile | None:
+    """The one of these frameworks that a file is of; ``None`` if it is of none."""
     # A framework with a module looks at more than names, and so it is asked first.
     for name in (name for name in names if registry.has_module(name)):
         framework = registry.mapping_of(name)
@@ -166,14 +184,7 @@ def _framework(path: Path, container: str, archive: Archive, options: ReadOption
             expected=f"one of {', '.join(f.name for f in by_names_alone)}",
             remedy="Name the framework with --from.",
         )
-    known = list(archive.tensors)[:8]
-    raise UnsupportedSource(
-        "nothing in the file looks like the weights of a framework that is known",
-        file=path,
-        found=f"tensors {', '.join(known)}" if known else "no tensors",
-        remedy="Describe the names with a mapping file of your own (--mapping FILE), "
-        "or name the framework (--from).",
-    )
+    return None
 
 
 def _mean_the_same(

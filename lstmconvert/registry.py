@@ -147,8 +147,23 @@ def _plugins() -> Mapping[str, Path]:
 
     found: dict[str, Path] = {}
     for point in entry_points(group="lstmconvert.frameworks"):
-        value = point.load()
-        found[point.name] = Path(value() if callable(value) else value)
+        package = point.dist.name if point.dist is not None else point.value
+        try:
+            value = point.load()
+            path = Path(value() if callable(value) else value)
+            said = mapping.load_file(path).name
+        except Exception as error:  # whatever a package of others raises
+            raise Usage(
+                f"the package {package} offers the framework {point.name!r}, which cannot be loaded",
+                found=f"{type(error).__name__}: {error}",
+                remedy="Update that package, or uninstall it.",
+            ) from error
+        if said != point.name:
+            raise Usage(
+                f"the package {package} offers a framework under another name than its mapping file's",
+                found=f"entry point {point.name!r}, mapping file {said!r}",
+            )
+        found[point.name] = path
     return MappingProxyType(found)
 
 
@@ -195,10 +210,16 @@ def module_of(framework: MappingFile) -> ModuleType:
 
 
 def frameworks_in(container: str) -> tuple[str, ...]:
-    """The frameworks whose files come in this container, built in or offered by other packages."""
-    built_in = [name for name, head in _heads().items() if container in _list(head, "containers")]
-    offered = [name for name in _plugins() if name not in _heads()]
-    return (*built_in, *(name for name in offered if container in mapping_of(name).containers))
+    """The built-in frameworks whose files come in this container; NumPy's archive serves them all."""
+    return tuple(
+        n for n, head in _heads().items() if container == "npz" or container in _list(head, "containers")
+    )
+
+
+def offered_in(container: str) -> tuple[str, ...]:
+    """The same of frameworks that other packages offer."""
+    offered = (name for name in _plugins() if name not in _heads())
+    return tuple(name for name in offered if container == "npz" or container in mapping_of(name).containers)
 
 
 def _list(head: Mapping[str, object], key: str) -> Sequence[str]:
