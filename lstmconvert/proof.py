@@ -27,7 +27,7 @@ SLACK = 8.0
 _SCALES = (0.3, 1.0, 4.0)
 _BATCH, _TIME = 3, 7
 _SEED = 20261123
-LARGE = 1 << 22
+LARGE = 1 << 21
 """Number of weights from which on a proof must not take long, unless all is asked for."""
 
 
