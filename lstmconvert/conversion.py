@@ -319,6 +319,29 @@ def _optimized(source: Source, told: ReadOptions, plan: _Plan) -> _Plan:
     return replace(plan, optimizer=travelled, rewrites=(*plan.rewrites, *travelled.rewrites))
 
 
+def _not_whole(model: Model) -> tuple[str, ...]:
+    """Why a source that has a topology is a set of layers all the same."""
+    reason = model.metadata.get("topology")
+    if model.calls is not None or not isinstance(reason, str):
+        return ()
+    return (f"only the recurrent layers were converted: {reason}",)
+
+
+def _read_with(model: Model) -> tuple[Rewrite, ...]:
+    """What reading the source changed, where its reader says so."""
+    return tuple(
+        Rewrite(
+            str(step["layer"]),
+            str(step["name"]),
+            str(step["description"]),
+            bool(step["exact"]),
+            float(step["rounding"]),
+        )
+        for step in model.metadata.get("rewrites", ())
+        if model.calls is not None or step["layer"] in model.layers
+    )
+
+
 def _plan(model: Model, target: Path, to: str | None, options: WriteOptions) -> _Plan:
     framework_name, container = registry.target_of(target, to)
     framework = registry.mapping_of(framework_name)
@@ -329,6 +352,7 @@ def _plan(model: Model, target: Path, to: str | None, options: WriteOptions) -> 
         Rewrite(name, "leave_out_unused", "left out: no output of the model depends on it", True)
         for name in unused
     )
+    rewrites = (*_read_with(source), *rewrites)
     if options.dtype is not None:
         model, cast = lowering.cast(model, np.dtype(options.dtype))
         rewrites += cast
@@ -522,6 +546,7 @@ def run(
                 if not proofs:
                     moved = source_movement(source, read_options).and_then(moved)
                 skipped = (*found.skipped, *_left_out(source.model))
+                skipped = (*_not_whole(plan.source), *skipped)
                 found = replace(found, rewrites=plan.rewrites, movement=moved, skipped=skipped)
                 proofs.append(found)
                 if not proofs[-1].proved:

@@ -169,7 +169,8 @@ def versions() -> dict[str, str]:
 def inspection(source: Source) -> dict[str, Any]:
     """What a file holds: ``framework``, ``container``, recurrent ``layers``, ``topology``, ``others``.
 
-    ``topology_unknown`` says why there is no topology of a file that has one.
+    ``topology_unknown`` says why there is no topology of a file that has one; ``rewrites`` what reading
+    changed; ``other_tensors`` the tensors that belong to no layer, with their shapes where the reader knows.
     """
     model = source.model
     return {
@@ -179,8 +180,17 @@ def inspection(source: Source) -> dict[str, Any]:
         "layers": [layer(found) for found in model.recurrent.values()],
         "topology": topology(model),
         "topology_unknown": model.metadata.get("topology"),
+        "rewrites": [dict(step) for step in model.metadata.get("rewrites", ())],
+        "other_tensors": _other_tensors(model),
         "others": [_other(found) for found in model.layers.values() if isinstance(found, OperationLayer)],
     }
+
+
+def _other_tensors(model: Model) -> dict[str, list[int] | None]:
+    held = model.metadata.get("other_tensors", ())
+    if isinstance(held, Mapping):
+        return {name: None if shape is None else list(shape) for name, shape in held.items()}
+    return dict.fromkeys(held)
 
 
 def layer(found: RecurrentLayer) -> dict[str, Any]:

@@ -108,6 +108,13 @@ def inspection(value: Mapping[str, Any], *, verbose: bool) -> str:
     others = value["others"]
     if others:
         lines.append("other layers: " + ", ".join(f"{o['name']} ({o['operation']})" for o in others))
+    lines += [f"read with a change: {step['layer']}: {step['description']}" for step in value["rewrites"]]
+    tensors = value["other_tensors"]
+    if tensors:
+        named = [name if shape is None else f"{name} {_shape(shape)}" for name, shape in tensors.items()]
+        shown = named if verbose else named[:6]
+        more = f" and {len(named) - len(shown)} more" if len(named) > len(shown) else ""
+        lines.append("other tensors: " + ", ".join(shown) + more)
     return "\n".join(lines)
 
 

@@ -333,7 +333,9 @@ def test_a_parameter_is_the_number_that_was_meant(
 def test_missing_parameters_are_those_of_the_operator(name: str, meant: Activation, tmp_path: Path) -> None:
     model = read(Case("RNN", attributes={"activations": [name]}).model(), tmp_path)
     assert only(model).equations.hidden_activation == meant
-    assert bool(model.metadata["rewrites"]) is (name == "ThresholdedRelu")
+    steps = model.metadata["rewrites"]
+    assert steps and all(step["exact"] and step["name"] == "activation_parameters" for step in steps)
+    assert any("ONNX Runtime takes 0" in step["description"] for step in steps) is (name == "ThresholdedRelu")
 
 
 @pytest.mark.parametrize("name", ["Affine", "ScaledTanh"])
@@ -782,8 +784,9 @@ def test_a_quantised_layer_is_read_as_what_it_approximates(
     result = read(model, tmp_path)
     layer = only(result)
     assert layer.dtype == np.float32
-    (text,) = result.metadata["rewrites"]
-    assert "8 bit" in text
+    (step,) = result.metadata["rewrites"]
+    assert "8 bit" in step["description"]
+    assert not step["exact"] and 0 < step["rounding"] < 1e-5
     exact = only(read(case.model(), tmp_path))
     for key, block in exact.directions[-1].weights.items():
         step = np.abs(case.weights()["W" if key[0] is Part.KERNEL else "R"]).max() / 127

@@ -856,6 +856,75 @@ def test_a_state_that_is_passed_on(tmp_path: Path) -> None:
     assert operations(result) == ["lstm", "lstm", "Transpose"]
 
 
+# What reading changes is reported.
+
+
+def unusual(tmp_path: Path, *more: onnx.NodeProto) -> Path:
+    """A layer that is batch-major, with weights that are turned, a constant choice and a missing alpha."""
+    constants = {**lstm_weights(), "yes": np.array(True)}
+    constants["V"] = np.ascontiguousarray(constants.pop("W").transpose(0, 2, 1))
+    branches = {
+        f"{name}_branch": helper.make_graph(
+            [node(kind, ["x"], [f"{name}_x"])],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name}_x", 1, [None, None, FEATURES])],
+        )
+        for name, kind in (("then", "Tanh"), ("else", "Relu"))
+    }
+    nodes = [
+        node("If", ["yes"], ["z"], "choice", **branches),
+        node("Transpose", ["V"], ["W"], perm=[0, 2, 1]),
+        node(
+            "LSTM",
+            ["z", "W", "R", "B"],
+            ["Y", "", ""],
+            "lstm",
+            hidden_size=HIDDEN,
+            layout=1,
+            activations=["HardSigmoid", "Tanh", "Tanh"],
+        ),
+        node("Tanh", ["Y"], ["y"]),
+    ]
+    model = model_of([*nodes[1:3], *more, node("Tanh", ["Y"], ["y"])], constants, {**X, "z": X["x"]})
+    del model.graph.node[:], model.graph.input[1:]
+    model.graph.node.extend([*nodes[:3], *(more or nodes[3:])])
+    path = tmp_path / "unusual.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_a_normalised_file_says_what_was_changed(tmp_path: Path) -> None:
+    import lstmconvert as lc
+    from lstmconvert import report
+
+    result = lc.convert(unusual(tmp_path), tmp_path / "plain.onnx")
+    assert result.proof is not None and result.proof.exact
+    named = {step.name: step for step in result.rewrites}
+    assert {"layout", "fold_weights", "resolve_choice", "activation_parameters"} <= named.keys()
+    assert "then_branch" in named["resolve_choice"].description
+    assert report.conversion(result)["rewrites"][0]["name"] in named
+    (written,) = [n for n in onnx.load(tmp_path / "plain.onnx").graph.node if n.op_type == "LSTM"]
+    attributes = {a.name: helper.get_attribute_value(a) for a in written.attribute}
+    assert attributes.get("layout", 0) == 0
+    assert [round(alpha, 6) for alpha in attributes["activation_alpha"]] == [0.2]
+    assert lc.read(tmp_path / "plain.onnx").metadata["rewrites"] == []
+
+
+def test_a_file_that_is_not_read_as_a_whole_says_why_in_the_report(tmp_path: Path) -> None:
+    import lstmconvert as lc
+    from lstmconvert import conversion, report, text
+
+    path = unusual(tmp_path, node("Sin", ["Y"], ["y"], "wave"))
+    result = lc.convert(path, tmp_path / "weights.safetensors")
+    assert any("node 'wave' (Sin)" in reason for reason in report.conversion(result)["skipped"])
+    value = report.inspection(conversion.open_source(path, ReadOptions()))
+    assert "node 'wave' (Sin)" in value["topology_unknown"]
+    shown = text.inspection(value, verbose=False)
+    assert "node 'wave' (Sin)" in shown
+    assert "read with a change: lstm: layout=1" in shown
+
+
 # What is not understood.
 
 

@@ -79,11 +79,13 @@ class Graphs:
         model: the model, functions inlined; tensors whose bytes are elsewhere are external.
         tensors: the arrays by external location.
         opsets: version of each operator set.
+        choices: every ``If`` so far whose condition is constant, and the branch that was put in its place.
     """
 
     model: onnx.ModelProto
     tensors: Mapping[str, Lazy]
     opsets: Mapping[str, int]
+    choices: list[tuple[str, str]] = field(default_factory=list)
 
     @classmethod
     def of(cls, model: onnx.ModelProto, tensors: Mapping[str, Lazy]) -> Graphs:
@@ -153,6 +155,7 @@ class Graphs:
         if condition is None or condition.size != 1:
             return None
         wanted = "then_branch" if condition.read().item() else "else_branch"
+        self.choices.append((node_name(node), wanted))
         return next((a.g for a in node.attribute if a.name == wanted), None)
 
     def _inlined(

@@ -22,6 +22,7 @@ from lstmconvert.frameworks.onnx.neighbour_node import (
     meant,
     pattern,
 )
+from lstmconvert.frameworks.onnx.notes import note
 from lstmconvert.frameworks.onnx.topology import NotUnderstood
 from lstmconvert.model import OperationLayer
 from lstmconvert.operations import (
@@ -159,9 +160,9 @@ def _divide(node: Node) -> list[Held]:
         raise NotUnderstood("it divides by zero")
     exact = bool((np.abs(np.frexp(values.astype(np.float64))[0]) == 0.5).all())
     if not exact:
-        node.topology.rewrites.append(
-            f"{node.name}: a division became a multiplication by the reciprocal, rounded once"
-        )
+        change = float(np.abs(reciprocal.astype(np.float64) - 1 / values.astype(np.float64)).max())
+        text = "a division became a multiplication by the reciprocal"
+        node.topology.rewrites.append(note(node.name, "reciprocal", text, rounding=change))
     return [_scaled(node, Combination.MULTIPLY, x, Lazy.of(reciprocal), constant_first=False)]
 
 

@@ -13,11 +13,12 @@ import numpy as np
 from lstmconvert.activations import SIGMOID, TANH, Activation
 from lstmconvert.canonical import Coupling, Equations, GruEquations, LstmEquations, ResetPlace, RnnEquations
 from lstmconvert.errors import BadFile, UnsupportedSource
+from lstmconvert.frameworks.onnx.notes import Note, note
 from lstmconvert.frameworks.onnx.recurrent_node import Recurrent
 from lstmconvert.gates import Cell
 
 
-def equations(node: Recurrent) -> tuple[list[Equations], list[str]]:
+def equations(node: Recurrent) -> tuple[list[Equations], list[Note]]:
     """The equations of each direction, and what was assumed."""
     count = len(node.directions)
     activations, assumed = _activations(node, count)
@@ -88,7 +89,7 @@ _PARAMETERS: Mapping[str, tuple[float | None, ...]] = MappingProxyType(
 )
 
 
-def _activations(node: Recurrent, directions: int) -> tuple[list[tuple[Activation, ...]], list[str]]:
+def _activations(node: Recurrent, directions: int) -> tuple[list[tuple[Activation, ...]], list[Note]]:
     """The activations of each direction in the order of the specification."""
     defaults = _DEFAULTS[node.cell]
     names = node.attributes.get("activations")
@@ -102,13 +103,13 @@ def _activations(node: Recurrent, directions: int) -> tuple[list[tuple[Activatio
             expected=f"{len(defaults)} for each of {directions} direction(s)",
         )
     parameters = [iter(node.attributes.get(key) or ()) for key in ("activation_alpha", "activation_beta")]
-    assumed: list[str] = []
+    assumed: list[Note] = []
     functions = [_activation(node, name, parameters, assumed) for name in names]
     return [tuple(functions[n : n + len(defaults)]) for n in range(0, len(functions), len(defaults))], assumed
 
 
 def _activation(
-    node: Recurrent, name: str, parameters: list[Iterator[float]], assumed: list[str]
+    node: Recurrent, name: str, parameters: list[Iterator[float]], assumed: list[Note]
 ) -> Activation:
     """One activation, taking its parameters from the front of what is left of the lists."""
     kind = _NAMES.get(name.lower())
@@ -118,7 +119,8 @@ def _activation(
         )
     values = []
     for default, given, key in zip(_PARAMETERS.get(kind, ()), parameters, ("alpha", "beta"), strict=False):
-        value = next(given, default)
+        stated = next(given, None)
+        value = default if stated is None else stated
         if value is None:
             raise UnsupportedSource(
                 f"the activation {name} has no {key}, and ONNX defines no default",
@@ -127,9 +129,11 @@ def _activation(
                 remedy="Runtimes disagree (ONNX Runtime takes 0): write the value into the model.",
             )
         if kind == "thresholded_relu" and not node.attributes.get("activation_alpha"):
-            assumed.append(
-                "ThresholdedRelu without alpha was read with ONNX's default of 1; ONNX Runtime takes 0"
-            )
+            text = "ThresholdedRelu without alpha was read with ONNX's default of 1; ONNX Runtime takes 0"
+            assumed.append(note(node.name, "activation_parameters", text))
+        elif stated is None:
+            text = f"{key} of {name} is left out: the operator's default {value} is written out"
+            assumed.append(note(node.name, "activation_parameters", text))
         values.append(_written(value))
     return Activation(kind, *values)
 

@@ -28,6 +28,7 @@ from lstmconvert.frameworks.onnx.arithmetic import dequantized
 from lstmconvert.frameworks.onnx.constants import Graphs, Scope, node_name
 from lstmconvert.frameworks.onnx.equations import equations
 from lstmconvert.frameworks.onnx.known import Spread
+from lstmconvert.frameworks.onnx.notes import Note, note
 from lstmconvert.frameworks.onnx.recurrent_node import Recurrent, recurrent_layout
 from lstmconvert.frameworks.onnx.topology import STACK, Topology
 from lstmconvert.gates import Part
@@ -62,7 +63,8 @@ def read(archive: Archive, options: ReadOptions) -> Model:
     graphs = Graphs.of(archive.metadata["model"], archive.tensors)
     topology = Topology(graphs)
     layers: dict[str, RecurrentLayer] = {}
-    rewrites: list[str] = []
+    rewrites: list[Note] = []
+    computed = _computed(graphs.model.graph)
     seen: dict[str, int] = {}
     written_out: dict[str, tuple[Scope, list[onnx.NodeProto]]] = {}
     inputs = Scope()
@@ -78,7 +80,11 @@ def read(archive: Archive, options: ReadOptions) -> Model:
         view = Recurrent.of(node, scope, name)
         result = recurrent_layer(view)
         layers[name] = result.layer
-        rewrites += [f"{name}: {text}" for text in result.rewrites]
+        rewrites += result.rewrites
+        folded = [key for key in ("W", "R", "B", "P") if view.inputs.get(key) in computed]
+        if folded:
+            text = f"{', '.join(folded)}: worked out from constants by operators of the graph"
+            rewrites.append(note(name, "fold_weights", text))
         topology.recurrent(view, result.layer, scope)
     for scope, nodes in written_out.values():
         for layer in cells.find(nodes, scope):
@@ -96,13 +102,28 @@ def read(archive: Archive, options: ReadOptions) -> Model:
     if options.layer is not None:
         return Model(layers, framework="onnx", metadata=metadata)
     rewrites += topology.rewrites
+    rewrites += [
+        note(name, "resolve_choice", f"its condition is constant: replaced by its {branch}")
+        for name, branch in graphs.choices
+    ]
+    spelled_out = [name for name, layer in layers.items() if cells.WRITTEN_OUT in layer.notes]
     try:
+        if spelled_out:
+            raise UnsupportedSource(
+                "the graph is not taken as a whole: a recurrent cell is spelled out operator by operator",
+                place=f"layer {spelled_out[0]!r}",
+            )
         wiring = topology.finish()
     except UnsupportedSource as error:
         stacked = {name: _stacked(layer, topology.stacks()) for name, layer in layers.items()}
         return Model(stacked, framework="onnx", metadata={**metadata, "topology": str(error)})
     whole = Model(wiring.layers, wiring.calls, wiring.inputs, wiring.outputs, "onnx", metadata)
     return simplify.fold_reversals(whole)
+
+
+def _computed(graph: onnx.GraphProto) -> set[str]:
+    """The tensors that operators make, constants excepted."""
+    return {name for node in graph.node if node.op_type != "Constant" for name in node.output if name}
 
 
 def _stacked(layer: RecurrentLayer, stacks: Mapping[str, str]) -> RecurrentLayer:
@@ -123,10 +144,10 @@ def unique(name: str, seen: dict[str, int]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ReadLayer:
-    """A layer, and what was changed on the way, one sentence each."""
+    """A layer, and what was changed on the way."""
 
     layer: RecurrentLayer
-    rewrites: tuple[str, ...]
+    rewrites: tuple[Note, ...]
 
 
 def recurrent_layer(node: Recurrent) -> ReadLayer:
@@ -184,27 +205,31 @@ def recurrent_layer(node: Recurrent) -> ReadLayer:
         stored_gates=places.gates,
         notes=MappingProxyType(_notes(node)),
     )
+    if node.batch_first:
+        text = "layout=1 (batch first) became layout=0"
+        rewrites.append(note(node.name, "layout", text))
     return ReadLayer(layer, (*rewrites, *assumed))
 
 
-def _tensors(node: Recurrent) -> tuple[dict[str, Lazy], list[str]]:
+def _tensors(node: Recurrent) -> tuple[dict[str, Lazy], list[Note]]:
     """W, R, B and P as numbers that the layout understands."""
     tensors = {key: array for key in ("W", "R", "B", "P") if (array := node.constant(key)) is not None}
     if node.layout != "dynamic_quantize_lstm":
         return tensors, []
+    largest = 0.0
     for key in ("W", "R"):
         scale, zero_point = node.constant(f"{key}_scale"), node.constant(f"{key}_zero_point")
         if scale is None:
             raise BadFile("a quantised matrix has no scale", place=f"node {node.name!r}, input {key}_scale")
+        largest = max(largest, float(np.abs(scale.read()).max(initial=0.0)))
         try:
             tensors[key] = _dequantized_matrix(tensors[key], scale, zero_point)
         except ValueError as error:
             raise BadFile(
                 "a scale does not fit its matrix", place=f"node {node.name!r}, input {key}_scale", found=error
             ) from error
-    return tensors, [
-        "8 bit weights were multiplied by their scales; that the runtime rounds the inputs too is left out"
-    ]
+    text = "8 bit weights were multiplied by their scales; that the runtime rounds the inputs too is left out"
+    return tensors, [note(node.name, "dequantize", text, rounding=largest * 255 * 2.0**-24)]
 
 
 def _dequantized_matrix(values: Lazy, scale: Lazy, zero_point: Lazy | None) -> Lazy:

@@ -31,6 +31,7 @@ from lstmconvert.frameworks.onnx.arrangement import (
 )
 from lstmconvert.frameworks.onnx.constants import Graphs, Scope, node_name
 from lstmconvert.frameworks.onnx.masked_layers import Directed, MaskedLayers
+from lstmconvert.frameworks.onnx.notes import Note
 from lstmconvert.frameworks.onnx.patterns import Flow, Maker, makers_of
 from lstmconvert.frameworks.onnx.recurrent_node import Recurrent
 from lstmconvert.frameworks.onnx.recurrent_use import RAW, RecurrentUse, finished
@@ -101,7 +102,7 @@ class Topology:
         self._whole_numbers: dict[str, Held] = {}
         self._rows: dict[str, int] = {}
         self._values: set[str] = set()
-        self.rewrites: list[str] = []
+        self.rewrites: list[Note] = []
         self._factors: dict[str, tuple[Held, Held]] = {}
         self._steps: tuple[Axis, Axis] | None = None
         self._directed: dict[str, Directed] = {}
