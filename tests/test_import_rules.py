@@ -35,7 +35,7 @@ ROOMS: tuple[frozenset[str], ...] = (
     frozenset({"registry", "dialect", "bias_split", "lowering", "simplify"}),
     frozenset({"frameworks"}),
     frozenset({"optimizers"}),
-    frozenset({"proof", "capabilities", "movement", "sketch"}),
+    frozenset({"proof", "capabilities", "pairs", "movement", "sketch"}),
     frozenset({"whole", "report", "page"}),
     frozenset({"conversion"}),
     frozenset(
