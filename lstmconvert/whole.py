@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lstmconvert import interpreter, shapes
+from lstmconvert import exposed, interpreter, shapes
 from lstmconvert.errors import ConversionError, Usage
 from lstmconvert.interpreter.running import RunsDirections
 from lstmconvert.model import Model, OperationLayer, Port
@@ -91,11 +92,52 @@ def prove(
                 skipped.append("outputs that are NaN or infinite were not compared with onnxruntime's")
                 ran = [_where_finite(e, r) for e, r in zip(exact, ran, strict=True)]
             proofs.append(compare(why, exact, ran, [limit * _coarseness(source) for limit in allowed]))
+    if written is not None and target.framework == "onnx":
+        stated, reasons = _prove_states(source, written, cases, tolerance)
+        proofs += stated
+        skipped += reasons
     if not proofs and not skipped:
         skipped.append(
             "the whole model was not run: the target's topology is code that only its framework runs"
         )
     return proofs, skipped
+
+
+def _prove_states(
+    source: Model, written: Path, cases: Sequence[Mapping[str, Array]], tolerance: float | None
+) -> tuple[list[WholeProof], list[str]]:
+    """Run a file that has its states outside from states that are not zero, final states included."""
+    opened, why = session(written)
+    if opened is None:
+        return [], []
+    declared = [i.name for i in opened.get_inputs()]
+    more = [name for name in declared if name not in {port.name for port in source.inputs}]
+    calls = exposed.uses(source, len(more)) if more else None
+    open_source = None if calls is None else exposed.with_states(source, calls)
+    if calls is None or open_source is None:
+        return [], ["the states outside were fed with what the source starts from only"] if more else []
+    count = len(source.outputs)
+    # A file that is fed LAYER_initial_h gives LAYER_h_n.
+    finals = [re.sub(r"_initial_([hc])$", r"_\1_n", name) for name in more]
+    if not {o.name for o in opened.get_outputs()}.issuperset(finals):
+        finals = []
+    exact, got, allowed = [], [], []
+    for seed, case in enumerate(cases):
+        states = exposed.random_states(source, calls, next(iter(case.values())).shape[0], _SEED + seed)
+        given = exposed.fed(source, case, calls, states)
+        runs = [outputs(open_source, given, kind) for kind in (np.float64, np.float32)]
+        both = [
+            [*run[:count], *(exposed.together(source, calls, run[count:]) if finals else ())] for run in runs
+        ]
+        exact.append(both[0])
+        allowed.append(rounding(both[1], both[0]) if tolerance is None else tolerance)
+        types = {i.name: _ONNX_DTYPES[i.type] for i in opened.get_inputs()}
+        feeds = {name: array.astype(types[name]) for name, array in case.items()}
+        feeds |= {name: state.astype(types[name]) for name, state in zip(more, states, strict=True)}
+        names = [*(port.name for port in source.outputs), *finals]
+        got.append([np.asarray(result) for result in opened.run(names, feeds)])
+    limits = [limit * _coarseness(source) for limit in allowed]
+    return [compare(f"{why}, from states that are not zero", exact, got, limits)], []
 
 
 def _without_states(source: Model, target: Model) -> Model:
@@ -215,9 +257,16 @@ def _renamed(source: Model, target: Model, case: Mapping[str, Array]) -> dict[st
         return dict(case)
     named = {b.name: case[a.name] for a, b in zip(source.inputs, target.inputs, strict=False)}
     batch = next(iter(case.values())).shape[0] if case else 1
-    for port in target.inputs[len(source.inputs) :]:  # explicit states: zeros are where the source starts
-        named[port.name] = np.zeros([batch if size is None else size for size in port.shape], port.dtype)
-    return named
+    more = target.inputs[len(source.inputs) :]  # explicit states
+    return named | dict(zip((port.name for port in more), _started(source, more, batch), strict=True))
+
+
+def _started(source: Model, ports: Sequence[Port], batch: int) -> list[Array]:
+    """What the source starts from, for the inputs that a target has beyond those of the source."""
+    calls = exposed.uses(source, len(ports))
+    if calls is not None:
+        return exposed.starts(source, calls, batch)
+    return [np.zeros([batch if n is None else n for n in port.shape], port.dtype) for port in ports]
 
 
 def compare(
@@ -327,9 +376,14 @@ def run_onnx(session: Any, source: Model, case: Mapping[str, Array]) -> list[Arr
             raise ConversionError(f"the written model has no input {port.name!r}", found=", ".join(declared))
         feeds[port.name] = case[port.name].astype(_ONNX_DTYPES[declared[port.name].type])
     batch = next(iter(case.values())).shape[0]
-    for name, spec in declared.items():
-        if name not in feeds:  # explicit states, (directions, batch, size): zeros are where Keras starts
-            shape = [size if isinstance(size, int) else batch for size in spec.shape]
-            feeds[name] = np.zeros(shape, _ONNX_DTYPES[spec.type])
+    more = [
+        Port(
+            name, name, tuple(n if isinstance(n, int) else None for n in spec.shape), _ONNX_DTYPES[spec.type]
+        )
+        for name, spec in declared.items()
+        if name not in feeds
+    ]  # explicit states, (directions, batch, size)
+    for port, start in zip(more, _started(source, more, batch), strict=True):
+        feeds[port.name] = start.astype(port.dtype)
     results = session.run([port.name for port in source.outputs], feeds)
     return [np.asarray(result) for result in results]

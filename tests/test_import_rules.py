@@ -32,7 +32,7 @@ ROOMS: tuple[frozenset[str], ...] = (
     frozenset({"model", "mapping", "provenance"}),
     frozenset({"layout", "stacks", "shapes", "interpreter", "atomic"}),
     frozenset({"containers"}),
-    frozenset({"registry", "dialect", "bias_split", "lowering", "simplify"}),
+    frozenset({"registry", "dialect", "bias_split", "lowering", "simplify", "exposed"}),
     frozenset({"frameworks"}),
     frozenset({"optimizers"}),
     frozenset({"proof", "capabilities", "pairs", "movement", "sketch"}),
