@@ -66,7 +66,7 @@ class Lazy:
             offset, strides = self._place
             array: Array = np.ndarray(self.shape, self.dtype, memory, offset, strides)
         else:
-            array = self._load()
+            array = np.asarray(self._load())  # arithmetic on arrays without axes gives scalars
             if array.shape != self.shape or array.dtype != self.dtype:
                 raise AssertionError(
                     f"loader gave {array.dtype} {array.shape}, stated {self.dtype} {self.shape}"

@@ -349,6 +349,8 @@ def session(path: Path) -> tuple[Any, str]:
         )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    # A pool of threads takes longer to start than a few runs, and ends the process where it cannot.
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own undocumented classes

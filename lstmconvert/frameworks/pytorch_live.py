@@ -122,7 +122,7 @@ def read_live(module: Any, example: Any = None) -> Model:
     Args:
         module: an LSTM, GRU or RNN alone makes a whole model, which gives the sequence; of any other
             module, without an example, the recurrent layers come out, without topology.
-        example: inputs with which the wiring of a module is to be found out, which is not done yet.
+        example: an input, or a tuple of them, by which the whole module is read.
 
     Raises:
         UnsupportedSource: naming the module or operator that cannot be read.
@@ -135,12 +135,10 @@ def read_live(module: Any, example: Any = None) -> Model:
         if isinstance(inner, (torch.nn.RNNBase, torch.nn.RNNCellBase))
     }
     _refuse_quantised(module)
-    if example is not None and not isinstance(module, torch.nn.RNNBase):
-        raise UnsupportedSource(
-            "the wiring of torch modules is not read yet",
-            found=type(module).__qualname__,
-            remedy="Without example inputs its recurrent layers come out.",
-        )
+    if example is not None:
+        from lstmconvert.frameworks import pytorch_export_live
+
+        return pytorch_export_live.read_traced(module, example)
     if not found:
         raise UnsupportedSource(
             "there is no recurrent layer in this module",
