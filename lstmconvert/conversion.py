@@ -319,14 +319,6 @@ def _optimized(source: Source, told: ReadOptions, plan: _Plan) -> _Plan:
     return replace(plan, optimizer=travelled, rewrites=(*plan.rewrites, *travelled.rewrites))
 
 
-def _not_whole(model: Model) -> tuple[str, ...]:
-    """Why a source that has a topology is a set of layers all the same."""
-    reason = model.metadata.get("topology")
-    if model.calls is not None or not isinstance(reason, str):
-        return ()
-    return (f"only the recurrent layers were converted: {reason}",)
-
-
 def _read_with(model: Model) -> tuple[Rewrite, ...]:
     """What reading the source changed, where its reader says so."""
     return tuple(
@@ -546,7 +538,6 @@ def run(
                 if not proofs:
                     moved = source_movement(source, read_options).and_then(moved)
                 skipped = (*found.skipped, *_left_out(source.model))
-                skipped = (*_not_whole(plan.source), *skipped)
                 found = replace(found, rewrites=plan.rewrites, movement=moved, skipped=skipped)
                 proofs.append(found)
                 if not proofs[-1].proved:

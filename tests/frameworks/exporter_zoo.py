@@ -382,6 +382,7 @@ def export_keras(name: str, path: Path, *, generation: int) -> dict[str, Array]:
         specs = [tf.TensorSpec((None, *a.shape[1:]), a.dtype, name=f"x{n}") for n, a in enumerate(arrays)]
         tf2onnx.convert.from_keras(built, input_signature=specs, opset=17, output_path=str(path))
     else:
+        built(arrays[0])  # a Sequential model is exported only after it was called
         built.export(str(path), format="onnx", verbose=False)
     import onnx
 
