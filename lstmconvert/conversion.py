@@ -345,6 +345,7 @@ def _plan(model: Model, target: Path, to: str | None, options: WriteOptions) -> 
         for name in unused
     )
     rewrites = (*_read_with(source), *rewrites)
+    rewrites += _computed_wider(source)
     if options.dtype is not None:
         model, cast = lowering.cast(model, np.dtype(options.dtype))
         rewrites += cast
@@ -357,6 +358,17 @@ def _plan(model: Model, target: Path, to: str | None, options: WriteOptions) -> 
     memory = {provenance.KEY: provenance.of_model(lowered).dumps()}
     archive = replace(archive, metadata={**archive.metadata, **memory})
     return _Plan(source, lowered, archive, framework, container, (*rewrites, *steps), options)
+
+
+def _computed_wider(model: Model) -> tuple[Rewrite, ...]:
+    """That a source rounds every step to a narrower dtype than its variables have; the target does not."""
+    names = ", ".join(str(name) for name in model.metadata.get("computed", ()))
+    if not names:
+        return ()
+    text = (
+        f"the source keeps float32 variables and rounds every step to {names}; the target computes in float32"
+    )
+    return (Rewrite("(all)", "compute_in_variable_dtype", text, False),)
 
 
 def write(

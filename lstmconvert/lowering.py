@@ -31,7 +31,7 @@ from lstmconvert.errors import NotRepresentable
 from lstmconvert.gates import GATES, Cell, Direction, Gate, Part
 from lstmconvert.layout import places, ties
 from lstmconvert.mapping import Layout, MappingFile
-from lstmconvert.model import Layer, Model
+from lstmconvert.model import Layer, Model, Port
 from lstmconvert.tensors import Lazy, same_bits
 from lstmconvert.values import dataclass
 
@@ -521,7 +521,11 @@ def _multiplied(direction: RecurrentDirection, gate: Gate | None) -> bool:
 
 
 def cast(model: Model, dtype: np.dtype[Any]) -> tuple[Model, tuple[Rewrite, ...]]:
-    """The model with floating weights in another dtype, and the rounding of every layer that it cost."""
+    """The model with floating weights in another dtype, and the rounding of every layer that it cost.
+
+    Inputs and outputs that have the dtype of the weights go with them, except that float32 is taken and
+    given by models of every dtype.
+    """
     rewrites: list[Rewrite] = []
 
     def convert(name: str, blocks: Mapping[Any, Lazy]) -> dict[Any, Lazy]:
@@ -548,7 +552,13 @@ def cast(model: Model, dtype: np.dtype[Any]) -> tuple[Model, tuple[Rewrite, ...]
             )
         else:
             layers[name] = replace(layer, weights=convert(name, layer.weights))
-    return replace(model, layers=layers), tuple(rewrites)
+    before = {str(layer.dtype) for layer in model.recurrent.values()} - {"float32"}
+
+    def ported(ports: tuple[Port, ...]) -> tuple[Port, ...]:
+        return tuple(replace(p, dtype=str(dtype)) if p.dtype in before else p for p in ports)
+
+    cast = replace(model, layers=layers, inputs=ported(model.inputs), outputs=ported(model.outputs))
+    return cast, tuple(rewrites)
 
 
 def _floating(dtype: np.dtype[Any]) -> bool:

@@ -53,7 +53,8 @@ def proof(outcome: Proof, *, verbose: bool) -> str:
         lines += [f"not followed: {reason}" for reason in moved.skipped] if verbose else []
     rounding = [step for step in outcome.rewrites if not step.exact]
     lines += [
-        f"rounds: layer {step.layer!r}: {step.description} (by at most {step.rounding:.3g})"
+        f"rounds: layer {step.layer!r}: {step.description}"
+        + (f" (by at most {step.rounding:.3g})" if step.rounding else "")
         for step in rounding
     ]
     lines += [f"problem: {problem}" for problem in outcome.problems]

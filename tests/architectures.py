@@ -570,7 +570,8 @@ def concatenation(g: _Grower) -> bool:
         return a is not b and a.times == b.times and len(a.rest) == len(b.rest) == 1 and a.fixed == b.fixed
 
     def after(a: Value, b: Value) -> bool:
-        return a is not b and a.is_sequence and b.is_sequence and a.features == b.features
+        joins = g.keras3 or a.masked == b.masked  # tf_keras fails on one mask of two
+        return a is not b and a.is_sequence and b.is_sequence and a.features == b.features and joins
 
     fits, axis = (beside, -1) if g.chance(0.7) else (after, 1)
     value = g.find(lambda v: any(fits(v, w) for w in g.values))

@@ -256,7 +256,8 @@ def _parametric_relu(_: ops.ParametricRelu, weights: Weights, inputs: Sequence[A
 def _cast(operation: ops.Cast, x: Array, dtype: np.dtype[Any] | None) -> Array:
     """To a floating dtype means to that of the computation, where one was asked for."""
     target = np.dtype(operation.dtype)
-    return x.astype(dtype if dtype is not None and target in FLOATING else target)
+    floating = target in FLOATING or target.name == "bfloat16"
+    return x.astype(dtype if dtype is not None and floating else target)
 
 
 _COMBINATIONS: Mapping[Combination, Callable[[Array, Array], Array]] = {

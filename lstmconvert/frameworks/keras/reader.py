@@ -84,7 +84,14 @@ def read_model(
         inputs=inputs,
         outputs=outputs,
         framework="keras",
-        metadata=MappingProxyType({**metadata, "name": spec.name, "policies": sorted(_policies(spec))}),
+        metadata=MappingProxyType(
+            {
+                **metadata,
+                "name": spec.name,
+                "policies": sorted(_policies(spec)),
+                "computed": sorted({_MIXED[policy] for policy in _policies(spec) if policy in _MIXED}),
+            }
+        ),
     )
     return _with_output_shapes(model)
 
@@ -405,15 +412,19 @@ def _value(result: Value | Symbol, place: str) -> Value:
     )
 
 
+_MIXED = {"mixed_float16": "float16", "mixed_bfloat16": "bfloat16"}
+"""The dtype in which a policy computes that keeps its variables in float32."""
+
+
 def _dtype(value: Any) -> str:
     if isinstance(value, Mapping):
         value = value.get("config", {}).get("name", "float32")
     name = str(value or "float32")
-    return {"mixed_float16": "float32", "mixed_bfloat16": "float32"}.get(name, name)
+    return "float32" if name in _MIXED else name
 
 
 def _policies(spec: LayerSpec) -> set[str]:
-    """The dtype policies of all layers: more than one, or a mixed one, is worth a remark."""
+    """The dtype policies of all layers."""
     if spec.model is not None:
         return {policy for layer in spec.model.layers for policy in _policies(layer)}
     value = spec.config.get("dtype")

@@ -154,7 +154,7 @@ def _divide(node: Node) -> list[Held]:
         if mean is not None:
             return [mean]
     values = divisor.read()
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):
         reciprocal = np.asarray(1 / values.astype(np.float64), values.dtype)
     if not np.isfinite(reciprocal).all():
         raise NotUnderstood("it divides by zero")

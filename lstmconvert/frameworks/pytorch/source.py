@@ -13,6 +13,8 @@ WIDTH = 88
 """ruff's line length."""
 _INDENT = "    "
 _OPENING, _CLOSING = "([{", ")]}"
+_NAMED = re.compile(r"\w+=|for |\*")
+"""What begins an argument that is no arithmetic."""
 
 
 def number(value: float) -> str:
@@ -120,7 +122,8 @@ def _broken(code: str, depth: int, tail: str) -> list[str]:
     if len(line) <= WIDTH:
         return [line]
     values = code.removeprefix("return ")
-    if values != code and len(_items(values)) > 1:
+    several = values != code and len(_items(values)) > 1
+    if several:
         code = f"return ({values})"
     target, equals, expression = code.partition(" = ")
     if equals and "(" not in target and is_sum(expression):
@@ -134,8 +137,10 @@ def _broken(code: str, depth: int, tail: str) -> list[str]:
     head, body, rest = code[: opening + 1], code[opening + 1 : closing], code[closing:]
     inner = f"{_INDENT * (depth + 1)}{body}"
     items = _items(body)
-    if len(inner) <= WIDTH:
+    if len(inner) <= WIDTH and not several:
         lines = [inner]
+    elif len(items) == 1 and is_sum(body) and not _NAMED.match(body):
+        lines = [part for one in _one_each(body, 0) for part in _broken(one, depth + 1, "")]
     elif len(items) == 1:
         lines = _broken(body, depth + 1, "")
     else:
