@@ -16,6 +16,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from lstmconvert.containers import Archive, byte_ranges, npy, zip_reader
 from lstmconvert.errors import BadFile, NotRepresentable, UnsupportedSource
 from lstmconvert.tensors import Lazy, little_endian
@@ -25,7 +27,7 @@ SUFFIXES = (".npz", ".npy")
 
 _LARGEST_TEXT = 16 << 20
 _TEXT = ".txt"
-"""Suffix of the members that hold metadata; NumPy gives them as bytes."""
+"""End of the names of metadata, arrays of bytes: MLX takes every member for an array."""
 
 
 def probe(path: Path) -> bool:
@@ -67,6 +69,10 @@ def read(path: Path) -> Archive:
                 ignored[key] = header.description
                 continue
             npy.check_size(header, member.size - header.size, path, name)
+            if key.endswith(_TEXT) and header.dtype == np.uint8 and member.size <= _LARGEST_TEXT:
+                data = zip_reader.read_member(member, limit=_LARGEST_TEXT)[header.size :]
+                metadata[key.removesuffix(_TEXT)] = data.decode("utf-8", "replace")
+                continue
             tensors[key] = zip_reader.lazy(
                 member, header.size, header.shape, header.dtype, strides=header.strides
             )
@@ -105,7 +111,8 @@ def write(path: Path, archive: Archive) -> None:
         for key, text in archive.metadata.items():
             if not isinstance(text, str):
                 raise TypeError(f"the metadata {key!r} is no text")
-            target.add(f"{key}{_TEXT}", text.encode())
+            data = Lazy.of(np.frombuffer(text.encode(), np.uint8))
+            target.add_array(f"{key}{_TEXT}.npy", data, head=npy.written_header(data))
 
 
 def _check_writable(name: str, tensor: Lazy) -> None:

@@ -437,6 +437,11 @@ def _lazy(value: object, place_of: Callable[[Storage], Place], stored: int) -> L
         return array
     if not isinstance(value, Tensor):
         kind = state_dicts.class_name(value) if isinstance(value, Unknown) else type(value).__name__
+        if kind == "torch.ScriptObject":
+            raise UnsupportedSource(
+                "the module is quantised (torch.ao.quantization), and its int8 weights are packed",
+                remedy="Save the state_dict of the module before quantisation.",
+            )
         raise UnsupportedSource(
             "the state_dict holds a tensor of a kind that is not read",
             found=kind,
