@@ -164,7 +164,8 @@ def _with_blocks(model: Model, blocks: Mapping[_Place, Lazy]) -> Model:
 def of_source(archive: Archive, read: Callable[[Archive], Model]) -> Movement:
     """Follow every element of a file's tensors into the blocks that reading makes of them.
 
-    Within a layer no element may be used twice, and none of a tensor of the layer may be left out.
+    Within a layer no element may be used twice, and none of a tensor of the layer may be left out but the
+    zeros of a bias that it does not have.
 
     Args:
         archive: the file.
@@ -246,7 +247,7 @@ def _of_source(
         for tensor in layer.origin:
             if tensor in numbered:
                 part = seen[int(starts[tensor]) : int(starts[tensor]) + numbered[tensor].size]
-                if part.any() and not part.all():
+                if part.any() and not part.all() and not _absent_bias(archive.tensors[tensor], part):
                     problems.append(f"layer {name!r} leaves out element {int(np.argmin(part))} of {tensor!r}")
         for tensor, shown in regions.items():
             whole = cover(shown, stand_ins[tensor].shape)
@@ -255,6 +256,14 @@ def _of_source(
             if whole.missing is not None and tensor in layer.origin:
                 problems.append(f"layer {name!r} leaves out element {whole.missing} of {tensor!r}")
     return Movement(source=count, problems=tuple(problems), skipped=tuple(skipped))
+
+
+def _absent_bias(tensor: Lazy, used: Array) -> bool:
+    """Whether what is left out of a vector is zeros: the place of a bias that the layer does not have."""
+    if len(tensor.shape) != 1:
+        return False
+    left = tensor.read()[used == 0]
+    return same_bits(left, np.zeros_like(left))
 
 
 def _region(block: Lazy, stand_ins: Mapping[str, StandIn]) -> tuple[str, Region] | None:

@@ -78,6 +78,13 @@ _CONTAINERS = (
     ContainerEntry(
         "npy_folder", "lstmconvert.containers.npy_folder", "folder of .npy files", (), (b"",), writes=False
     ),
+    ContainerEntry(
+        "openvino_ir",
+        "lstmconvert.containers.openvino_ir",
+        "OpenVINO IR",
+        (".xml",),
+        (b"<", b"\xef\xbb\xbf<"),
+    ),
     ContainerEntry("onnx_file", "lstmconvert.containers.onnx_file", "ONNX", (".onnx",), (b"",)),
 )
 

@@ -14,11 +14,11 @@ import pytest
 
 import lstmconvert as lc
 from tests.counting import COUNTED
-from tests.matrix import judges, judges_named, judges_tensorflow
+from tests.matrix import judges, judges_named, judges_openvino, judges_tensorflow
 from tests.matrix.judges import Case, Judge, Sample, cases, few
 
-JUDGES = (*judges.JUDGES, *judges_tensorflow.JUDGES, *judges_named.JUDGES)
-FEW = {judge.name for judge in judges_named.JUDGES}
+JUDGES = (*judges.JUDGES, *judges_tensorflow.JUDGES, *judges_named.JUDGES, *judges_openvino.JUDGES)
+FEW = {judge.name for judge in (*judges_named.JUDGES, *judges_openvino.JUDGES)}
 PAIRS = [
     (a, b, case)
     for a in JUDGES
@@ -38,6 +38,7 @@ REFUSED = {
         or (case.option == "hard_sigmoid" and source == "onnx")
     ),
     "tensorflow1": judges_tensorflow.refused,
+    "openvino": judges_openvino.refused,
     **judges_named.REFUSED,
 }
 
