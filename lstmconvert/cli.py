@@ -50,6 +50,9 @@ def _source_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--layer", metavar="NAME", help="only this recurrent layer")
     group.add_argument("--mapping", metavar="FILE", type=Path, help="mapping file for home-made names")
     group.add_argument(
+        "--arch", metavar="FILE.toml", type=Path, help="how the modules of a state_dict follow each other"
+    )
+    group.add_argument(
         "--keras-version", metavar="N", help="Keras release that trained the model, such as 2.2"
     )
     group.add_argument(
@@ -278,6 +281,7 @@ def _read_options(arguments: argparse.Namespace) -> ReadOptions:
         forget_bias=arguments.forget_bias,
         cell_clip=arguments.cell_clip,
         projection_clip=arguments.projection_clip,
+        architecture=arguments.arch,
     )
 
 

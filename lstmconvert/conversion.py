@@ -103,10 +103,11 @@ def open_source(path: Path, options: ReadOptions) -> Source:
 def _refuse_untold(options: ReadOptions, framework: MappingFile) -> None:
     """An option that a framework's files leave no room for is a mistake of the user's."""
     told = getattr(registry.module_of(framework), "TOLD", ())
-    for name in ("forget_bias", "cell_clip", "projection_clip"):
+    for name in ("forget_bias", "cell_clip", "projection_clip", "architecture"):
         if getattr(options, name) is not None and name not in told:
+            option = "arch" if name == "architecture" else name.replace("_", "-")
             raise Usage(
-                f"files of {framework.title} say themselves what --{name.replace('_', '-')} would say",
+                f"files of {framework.title} say themselves what --{option} would say",
                 remedy="Leave the option out.",
             )
 
@@ -246,6 +247,7 @@ def read(
     forget_bias: float | None = None,
     cell_clip: float | None = None,
     projection_clip: float | None = None,
+    arch: str | Path | None = None,
 ) -> Model:
     """Read a model from a file of any known framework, without that framework.
 
@@ -259,6 +261,8 @@ def read(
         custom_layers: for layers of your own classes, class name to a function that makes an operation or
             a layer of (configuration, weights); see ``options.ReadOptions``.
         forget_bias, cell_clip, projection_clip: as the first ones; see ``options.ReadOptions``.
+        arch: of a torch state_dict: a description of how its modules follow each other; see
+            ``frameworks.pytorch.architecture``.
 
     Returns:
         The model; its arrays are read from the file when they are used.
@@ -269,6 +273,7 @@ def read(
     options = ReadOptions(
         framework, None if mapping is None else Path(mapping), keras_version, recurrent_activation,
         activation, reset_after, layer, custom_layers or {}, forget_bias, cell_clip, projection_clip,
+        None if arch is None else Path(arch),
     )  # fmt: skip
     return open_source(Path(path), options).model
 
@@ -454,6 +459,7 @@ def convert(
     cell_clip: float | None = None,
     projection_clip: float | None = None,
     with_optimizer: bool = False,
+    arch: str | Path | None = None,
 ) -> Result:
     """Convert a file: read, lower, write, prove; the target appears only when it is proved.
 
@@ -478,6 +484,7 @@ def convert(
         framework, None if mapping is None else Path(mapping), keras_version, recurrent_activation,
         activation, reset_after, layer,
         forget_bias=forget_bias, cell_clip=cell_clip, projection_clip=projection_clip,
+        architecture=None if arch is None else Path(arch),
     )  # fmt: skip
     return run(
         Path(source),

@@ -31,6 +31,7 @@ class ReadOptions:
             ``OperationLayer`` or a ``RecurrentLayer``.
         forget_bias: what an LSTM adds to its forget gate at run time, where the file does not say it.
         cell_clip, projection_clip: bounds on cell state and projection, where the file does not say them.
+        architecture: a description of how the modules of a state_dict follow each other.
     """
 
     framework: str | None = None
@@ -44,6 +45,7 @@ class ReadOptions:
     forget_bias: float | None = None
     cell_clip: float | None = None
     projection_clip: float | None = None
+    architecture: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from lstmconvert.options import ReadOptions, WriteOptions
 
 NAME = "pytorch"
+TOLD = ("architecture",)
+"""What the user may say of its files beyond what every framework is told."""
 
 
 def reads(archive: Archive, container: str) -> bool:
@@ -30,7 +32,17 @@ def read(archive: Archive, container: str, options: ReadOptions) -> Model:  # no
     """
     from lstmconvert.frameworks.pytorch.reader import read
 
-    return read(archive, options)
+    if options.architecture is None:
+        return read(archive, options)
+
+    from dataclasses import replace
+
+    from lstmconvert.frameworks.pytorch import architecture
+
+    described = architecture.load(options.architecture)
+    activation = architecture.nonlinearity(described)
+    weights = read(archive, options if activation is None else replace(options, activation=activation))
+    return architecture.wired(weights, archive.tensors, described)
 
 
 def write(model: Model, container: str, options: WriteOptions) -> Archive:
