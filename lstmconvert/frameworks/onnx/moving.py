@@ -13,7 +13,7 @@ from types import MappingProxyType
 import numpy as np
 
 from lstmconvert.frameworks.onnx.arrangement import Atom, Axis, CannotArrange, Held, length, pieces, regrouped
-from lstmconvert.frameworks.onnx.known import partial
+from lstmconvert.frameworks.onnx.known import Size, partial, uniform
 from lstmconvert.frameworks.onnx.neighbour_node import (
     Node,
     Reader,
@@ -212,6 +212,30 @@ def _cut(node: Node, x: Held, axis: int, start: int, end: int, step: int) -> Hel
     return resized(node, x, axis, -before, -after)
 
 
+def _reverse_sequence(node: Node) -> list[Held]:
+    """A flip of an axis, where every sequence is as long as the axis."""
+    node.only("time_axis", "batch_axis")
+    x = node.held(0)
+    axis = axis_places([node.attributes.get("time_axis", 0)], x.rank)[0]
+    if x.axes[axis] == x.logical[0] or not _lasts(node, x.sizes[axis]):
+        raise NotUnderstood("its sequences have lengths of their own")
+    turned = _place_behind_batch(node, x, axis)
+    return [node.same(Reverse(turned.logical.index(x.axes[axis])), turned)]
+
+
+def _lasts(node: Node, size: int | Size) -> bool:
+    """Whether the lengths are all the length of an axis: a broadcast of it."""
+    known = node.scope.known(node.inputs[1])
+    number = uniform(known)
+    if number is not None:
+        return bool(number == size)
+    maker = node.topology.flow(node.scope).maker(node.inputs[1])
+    if maker is None or maker[0].op_type != "Expand":
+        return False
+    given = partial(node.scope.known(maker[0].input[0]))
+    return given is not None and given.values == (size,)
+
+
 def _pieces(axis: int, parts: Sequence[Held]) -> Held:
     """A tensor that is known by its positions on one axis only."""
     if not parts:
@@ -314,6 +338,7 @@ MOVING: Mapping[str, Reader] = MappingProxyType(
         "Cast": _cast,
         "Gather": _gather,
         "Slice": _slice,
+        "ReverseSequence": _reverse_sequence,
         "Split": _split,
         "Concat": _concat,
         **RANGES,
