@@ -3,7 +3,7 @@
 The tensors lie in an OCDBT key-value store of compressed Zarr chunks, for which there is no reader but
 TensorStore: reading needs the package ``tensorstore`` (``pip install 'lstmconvert[orbax]'``), which is no
 framework. Names are the keys that lead to an array, joined by ``/``. Every leaf of a ``flax.nnx`` state is a
-``value`` of a variable: where all names end so, that is left out.
+``value`` of a variable: that is left out at the end of a name, where names stay different without it.
 
 Source: the folders that orbax-checkpoint 0.11 and 0.12 write (``_METADATA``, ``ocdbt.process_*``).
 """
@@ -63,8 +63,9 @@ def read(path: Path) -> Archive:
             "flax.serialization.to_bytes to a .msgpack file.",
         ) from error
     tensors = {name: _lazy(tensorstore, root, keys, driver) for name, (keys, driver) in names.items()}
-    if tensors and all(name.endswith(_VALUE) for name in tensors):
-        tensors = {name.removesuffix(_VALUE): tensor for name, tensor in tensors.items()}
+    short = {name: name.removesuffix(_VALUE) for name in tensors}
+    if len(set(short.values())) == len(short):
+        tensors = {short[name]: tensor for name, tensor in tensors.items()}
     return Archive(MappingProxyType(tensors))
 
 

@@ -80,6 +80,23 @@ def test_the_state_of_an_nnx_model(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.run(x)[0], np.asarray(layer(x)), atol=2e-6)
 
 
+def test_the_state_of_an_nnx_model_among_other_things(tmp_path: Path) -> None:
+    """As a training loop saves it: the model, its optimizer and a step."""
+    layer = nnx.RNN(nnx.OptimizedLSTMCell(3, 4, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1))
+    x = np.random.default_rng(1).normal(size=(2, 5, 3)).astype(np.float32)
+    optimizer = nnx.Optimizer(layer, optax.adam(1e-2), wrt=nnx.Param)
+    tree = {
+        "model": nnx.state(layer, nnx.Param),
+        "optimizer": nnx.state(optimizer),
+        "step": np.array(3),
+    }
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "saved", tree)
+    (found,) = lc.read(tmp_path / "saved").recurrent.values()
+    assert all(name.startswith("model/cell/") for name in found.origin)
+    np.testing.assert_allclose(found.run(x)[0], np.asarray(layer(x)), atol=2e-6)
+
+
 def test_damage_is_an_error_of_ours(tmp_path: Path) -> None:
     path = saved(tmp_path / "saved", tree())
     metadata = path / "_METADATA"
