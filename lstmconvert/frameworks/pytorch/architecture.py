@@ -35,7 +35,7 @@ from __future__ import annotations
 import fnmatch
 import tomllib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -242,6 +242,18 @@ def wired(weights: Model, tensors: Mapping[str, Lazy], architecture: Architectur
     )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Made:
+    """An operation of a step, the width and rank that it gives, its weights, and the width that it takes."""
+
+    operation: ops.Operation
+    gives: int | None
+    rank: int
+    parts: dict[str, Lazy] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+    takes: int | None = None
+
+
 class _Building:
     """Layers and calls, as the steps come."""
 
@@ -265,60 +277,50 @@ class _Building:
             )
         if step.kind in _RECURRENT:
             return self._recurrent(step, value, width, rank)
-        operation, parts, names, size, width, rank = self._operation(step, width, rank)
-        if size is not None:
-            self._expect(step, value, size, None if value == _INPUT else self._width_before)
-        self.used |= set(names)
-        value = self._call(OperationLayer(step.name, operation, MappingProxyType(parts), names), value)
+        made = self._operation(step, width, rank)
+        if made.takes is not None:
+            self._expect(step, value, made.takes, width)
+        self.used |= set(made.names)
+        layer = OperationLayer(step.name, made.operation, MappingProxyType(made.parts), made.names)
+        value = self._call(layer, value)
         if step.activation and step.kind not in ("activation", "linear"):
             activation = ops.Activate(Activation(step.activation))
             value = self._call(OperationLayer(f"{step.name}_activation", activation), value)
-        return value, width, rank
+        return value, made.gives, made.rank
 
-    _width_before: int | None = None
-
-    def _operation(
-        self, step: Step, width: int | None, rank: int
-    ) -> tuple[ops.Operation, dict[str, Lazy], tuple[str, ...], int | None, int | None, int]:
-        """Operation, parts, names of tensors, width taken if it says one, and width and rank given."""
-        self._width_before = width
+    def _operation(self, step: Step, width: int | None, rank: int) -> _Made:
+        """What a step other than a recurrent layer is, for a value of a width and a rank."""
         match step.kind:
             case "embedding":
                 parts, names = self._parts(step, "embedding", ("weight",))
-                return ops.Embedding(), parts, names, None, parts["embeddings"].shape[1], 3
+                return _Made(ops.Embedding(), parts["embeddings"].shape[1], 3, parts, names)
             case "linear":
                 parts, names = self._parts(step, "dense", ("weight", "bias"))
-                out, size = parts["kernel"].shape
-                activation = Activation(step.activation or "linear")
-                return ops.Dense(activation), parts, names, size, out, rank
+                gives, takes = parts["kernel"].shape
+                dense = ops.Dense(Activation(step.activation or "linear"))
+                return _Made(dense, gives, rank, parts, names, takes)
             case "layer_norm":
                 own = self._own(step, ("weight", "bias"))
                 parts = {part: own[n] for part, n in (("scale", "weight"), ("offset", "bias")) if n in own}
-                size = next(iter(parts.values())).shape[0] if parts else None
-                return (
-                    ops.LayerNormalization(epsilon=step.epsilon),
-                    parts,
-                    self._names(step, own),
-                    size,
-                    width,
-                    rank,
-                )
+                takes = next(iter(parts.values())).shape[0]
+                normalization = ops.LayerNormalization(epsilon=step.epsilon)
+                return _Made(normalization, width, rank, parts, self._names(step, own), takes)
             case "batch_norm":
                 parts, names = self._parts(
                     step, "batch_normalization", ("weight", "bias", "running_mean", "running_var")
                 )
                 counted = f"{step.module}.num_batches_tracked"
                 names += (counted,) if counted in self.tensors else ()
-                size = parts["mean"].shape[0]
-                return ops.BatchNormalization(epsilon=step.epsilon), parts, names, size, width, rank
+                batch = ops.BatchNormalization(epsilon=step.epsilon)
+                return _Made(batch, width, rank, parts, names, parts["mean"].shape[0])
             case "activation":
-                return ops.Activate(Activation(step.activation)), {}, (), None, width, rank
+                return _Made(ops.Activate(Activation(step.activation)), width, rank)
         if rank != 3:
             raise BadFile("there are no steps of time left to take one of", found=step.kind)
         if step.kind == "last_step":
-            return ops.Select(1, -1), {}, (), None, width, 2
+            return _Made(ops.Select(1, -1), width, 2)
         pool = ops.Pool.AVERAGE if step.kind == "mean_over_time" else ops.Pool.MAX
-        return ops.GlobalPooling(pool), {}, (), None, width, 2
+        return _Made(ops.GlobalPooling(pool), width, 2)
 
     def _recurrent(self, step: Step, value: str, width: int | None, rank: int) -> tuple[str, int | None, int]:
         stack = [
