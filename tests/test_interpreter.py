@@ -26,6 +26,12 @@ _KERNEL_2D = functools.partial(np.transpose, axes=(3, 2, 0, 1))
 _DEPTHWISE = functools.partial(np.transpose, axes=(1, 2, 0))
 
 
+def _clipped(x: Any, low: float | None, high: float | None) -> Any:
+    import keras
+
+    return keras.ops.clip(x, -np.inf if low is None else low, np.inf if high is None else high)
+
+
 def _same(array: Array) -> Array:
     return array
 
@@ -180,6 +186,8 @@ CASES = [
            (lambda k, m=maximum, s=slope, t=threshold: k.ReLU(m, s, t)),
            operations.ClampedRelu(slope, threshold, maximum), whole=whole)
       for maximum in (None, 1.5, 6.0) for slope in (0.0, 0.25) for threshold in (0.0, 1.0) for whole in (None, 3)),
+    *(Case(f"clip_{low}_{high}", lambda k, a=low, b=high: k.Activation(lambda x: _clipped(x, a, b)),
+           operations.Clip(low, high)) for low, high in ((-0.4, 0.3), (0.1, None), (None, 0.2))),
     Case("parametric_relu", lambda k: k.PReLU(), operations.ParametricRelu(), {"slope": _same}),
     Case("parametric_relu_shared", lambda k: k.PReLU(shared_axes=[1]), operations.ParametricRelu(), {"slope": _same}),
     Case("flatten", lambda k: k.Flatten(), operations.Flatten()),

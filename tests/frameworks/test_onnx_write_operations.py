@@ -20,6 +20,7 @@ from lstmconvert.operations import (
     BatchNormalization,
     Cast,
     ClampedRelu,
+    Clip,
     Combination,
     Combine,
     Concatenate,
@@ -113,6 +114,13 @@ def _heads(arrays: Sequence[Array]) -> Arrays:
 def nothing(arrays: Sequence[Array]) -> Arrays:
     assert not [a for a in arrays if a.dtype.kind == "f"], "weights that the case forgets"
     return {}
+
+
+def clipped(x: Any, low: float | None, high: float | None) -> Any:
+    """What Keras makes of bounds, either of which may be open."""
+    import keras
+
+    return keras.ops.clip(x, -np.inf if low is None else low, np.inf if high is None else high)
 
 
 @dataclass(frozen=True)
@@ -341,6 +349,14 @@ CASES = [
             (0.3, 0.4, 1.0),
             (0.0, 0.4, None),
         )
+    ),
+    *(
+        Case(
+            f"clip_{low}_{high}",
+            lambda L, a=low, b=high: L.Activation(lambda x: clipped(x, a, b)),
+            Clip(low, high),
+        )
+        for low, high in ((-0.4, 0.3), (0.1, None), (None, 0.2))
     ),
     Case("prelu", lambda L: L.PReLU(), ParametricRelu(), (FIXED,), parts("slope")),
     Case("prelu_shared", lambda L: L.PReLU(shared_axes=[1]), ParametricRelu(), (SEQUENCE,), parts("slope")),
