@@ -104,7 +104,9 @@ def _run_torch(model: Model, path: Path, cases: Sequence[Mapping[str, Array]]) -
     torch: Any = importlib.import_module("torch")
     archive = registry.container_module(registry.container_of(path).name).read(path)
     module = pytorch_live.load_source(text).Model()
-    module.load_state_dict({n: pytorch_live.tensor_of(t.read()) for n, t in archive.tensors.items()})
+    # Assigned, not copied into float32, so that the module runs in the dtypes of its file.
+    state = {name: pytorch_live.tensor_of(lazy.read()) for name, lazy in archive.tensors.items()}
+    module.load_state_dict(state, assign=True)
     module.eval()
     results = []
     with torch.no_grad():

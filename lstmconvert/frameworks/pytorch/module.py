@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -76,6 +77,8 @@ class Module:
     _dying: set[str] = field(default_factory=set)
     _temporary: set[str] = field(default_factory=set)
     _left: Counter[str] = field(default_factory=Counter)
+    _open: dict[str, frozenset[str]] = field(default_factory=dict)
+    _opened: int = 0
 
     # Attributes.
 
@@ -139,10 +142,12 @@ class Module:
         self._temporary = set()
 
     def _alive(self) -> set[str]:
-        values = {
-            name for name, value in self.values.items() if self._left[name] > 0 for name in value.variables
-        }
-        return values | self._kept
+        """The variables that are still needed; a value that has been used for the last time is let go of."""
+        for name in itertools.islice(reversed(self.values), len(self.values) - self._opened):
+            self._open[name] = self.values[name].variables
+        self._opened = len(self.values)
+        self._open = {name: variables for name, variables in self._open.items() if self._left[name] > 0}
+        return self._kept.union(*self._open.values())
 
     def keep(self, wanted: str) -> str:
         """A variable that is handed on to the caller: a state. No other variable has such a name."""

@@ -45,19 +45,23 @@ class Names:
 
     def __init__(self, taken: Iterable[str] = ()) -> None:
         self._taken = set(taken)
+        self._numbers: dict[str, int] = {}
 
     def take(self, wanted: str) -> str:
         """``wanted``, an identifier, with a number behind it where it is taken."""
-        name, number = wanted, 1
-        while name in self._taken:
-            number += 1
-            name = f"{wanted}_{number}"
-        self._taken.add(name)
-        return name
+        if wanted in self._taken:
+            number = self._numbers.get(wanted, 1) + 1  # all smaller ones are taken
+            while f"{wanted}_{number}" in self._taken:
+                number += 1
+            self._numbers[wanted] = number
+            wanted = f"{wanted}_{number}"
+        self._taken.add(wanted)
+        return wanted
 
     def give_back(self, name: str) -> None:
         """Let ``name`` be given out again."""
         self._taken.discard(name)
+        self._numbers.clear()
 
     def __contains__(self, name: str) -> bool:
         return name in self._taken

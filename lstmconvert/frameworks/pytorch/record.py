@@ -6,9 +6,12 @@ tensors no longer fit it, is read like any other state_dict.
 
 from __future__ import annotations
 
+import bisect
+import functools
+import itertools
 import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -65,9 +68,10 @@ def loads(text: object, tensors: Mapping[str, Lazy]) -> Model | None:
         if data["schema"] != _SCHEMA:
             return None
         layers: dict[str, Layer] = {}
+        names = sorted(tensors)
         for item in data["layers"]:
             read = _recurrent_from_json if "places" in item else _operation_from_json
-            layers[str(item["key"])] = read(item, tensors)
+            layers[str(item["key"])] = read(item, tensors, names)
         return Model(
             MappingProxyType(layers),
             tuple(_from_json(Call, item) for item in data["calls"]),
@@ -92,7 +96,18 @@ def _recurrent_to_json(layer: RecurrentLayer, places: tuple[Place, ...]) -> dict
     }
 
 
-def _recurrent_from_json(data: Mapping[str, Any], tensors: Mapping[str, Lazy]) -> RecurrentLayer:
+def _under(prefix: str, tensors: Mapping[str, Lazy], names: Sequence[str]) -> dict[str, Lazy]:
+    """The tensors whose names begin alike, without that; ``names`` are all of them, sorted."""
+    start = bisect.bisect_left(names, prefix)
+    found = itertools.takewhile(
+        lambda name: name.startswith(prefix), (names[n] for n in range(start, len(names)))
+    )
+    return {name.removeprefix(prefix): tensors[name] for name in found}
+
+
+def _recurrent_from_json(
+    data: Mapping[str, Any], tensors: Mapping[str, Lazy], names: Sequence[str]
+) -> RecurrentLayer:
     directions: list[RecurrentDirection] = []
     origin: list[str] = []
     stored: tuple[Any, ...] = ()
@@ -102,9 +117,7 @@ def _recurrent_from_json(data: Mapping[str, Any], tensors: Mapping[str, Lazy]) -
         layout = layout_named(place.layout)
         if layout.cell is None:
             raise ValueError(f"{place.layout} is no layout of a cell")
-        local = {
-            name.removeprefix(place.prefix): t for name, t in tensors.items() if name.startswith(place.prefix)
-        }
+        local = _under(place.prefix, tensors, names)
         found = layouts.unpack(layout, local, place.layer)
         if len(found) != len(place.directions):
             raise ValueError("another number of directions")
@@ -163,12 +176,13 @@ def _sizes(layer: OperationLayer) -> dict[str, int]:
     }
 
 
-def _operation_from_json(data: Mapping[str, Any], tensors: Mapping[str, Lazy]) -> OperationLayer:
+def _operation_from_json(
+    data: Mapping[str, Any], tensors: Mapping[str, Lazy], names: Sequence[str]
+) -> OperationLayer:
     operation = _from_json(Operation, data["operation"])
     if data["layout"]:
         layout = layout_named(data["layout"])
-        prefix = data["prefix"]
-        local = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        local = _under(data["prefix"], tensors, names)
         found = layouts.unpack_operation(layout, local, {str(k): int(v) for k, v in data["sizes"].items()})
     else:
         found = {part: _reordered(tensors[name], order) for part, (name, order) in data["tensors"].items()}
@@ -207,9 +221,15 @@ def _from_json(kind: Any, value: Any) -> Any:
     if kind is Operation:
         found = {cls.__name__: cls for cls in Operation.__subclasses__()}
         kind = found[value["type"]]
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     given = {f.name: _typed(hints[f.name], value[f.name]) for f in fields(kind)}
     return kind(**given)
+
+
+@functools.cache
+def _hints(kind: type) -> Mapping[str, Any]:
+    """The annotations of a dataclass, evaluated once."""
+    return typing.get_type_hints(kind)
 
 
 def _typed(hint: Any, value: Any) -> Any:

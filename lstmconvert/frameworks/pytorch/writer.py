@@ -170,6 +170,7 @@ class Written:
     Attributes:
         module: the module.
         states: whether all states are outside.
+        masked: keys of the layers that heed a mask where they are called.
         declared: recurrent layers, by the key of the first of a stack.
         held: where the weights of the other layers are.
     """
@@ -179,6 +180,7 @@ class Written:
     states: bool
     shapes: Mapping[str, Shape]
     stacks: Mapping[int, tuple[int, ...]]
+    masked: frozenset[str]
     declared: dict[str, Declared] = field(default_factory=dict)
     held: dict[str, Held] = field(default_factory=dict)
     places: dict[str, tuple[Place, ...]] = field(default_factory=dict)
@@ -186,7 +188,9 @@ class Written:
     @classmethod
     def of(cls, model: Model, *, states: bool) -> Written:
         """Write the module of a model whose topology is known."""
-        written = cls(model, Module(model), states, shapes.infer(model), _stacked_calls(model, states=states))
+        stacked = _stacked_calls(model, states=states)
+        masked = frozenset(call.layer for call in model.calls or () if call.mask)
+        written = cls(model, Module(model), states, shapes.infer(model), stacked, masked)
         written._write()
         return written
 
@@ -242,8 +246,7 @@ class Written:
             layers = [self.model.layers[call.layer] for call in calls]
             stack = [layer for layer in layers if isinstance(layer, RecurrentLayer)]
             name = stack[0].notes.get(STACK, key) if len(stack) > 1 else key
-            masked = any(call.mask for call in self.model.calls or () if call.layer == key)
-            declared = declare(self.module, name, stack, masked=masked)
+            declared = declare(self.module, name, stack, masked=key in self.masked)
             self.declared[key] = declared
             for call, places in zip(calls, declared.places, strict=True):
                 self.places[call.layer] = places
