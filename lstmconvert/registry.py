@@ -85,6 +85,7 @@ _CONTAINERS = (
         (".xml",),
         (b"<", b"\xef\xbb\xbf<"),
     ),
+    ContainerEntry("ncnn_files", "lstmconvert.containers.ncnn_files", "ncnn", (".param",), (b"7767517",)),
     ContainerEntry("onnx_file", "lstmconvert.containers.onnx_file", "ONNX", (".onnx",), (b"",)),
 )
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tests.matrix.judges import HIDDEN, INPUT, Case, Judge, Sample, draw, inputs
+
+# Its import would fork to send telemetry, which JAX's threads do not bear; without the package it does not.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 Array = np.ndarray[Any, Any]
 _GATES = {"lstm": 4, "gru": 3, "rnn": 1}

@@ -14,11 +14,17 @@ import pytest
 
 import lstmconvert as lc
 from tests.counting import COUNTED
-from tests.matrix import judges, judges_named, judges_openvino, judges_tensorflow
+from tests.matrix import judges, judges_named, judges_ncnn, judges_openvino, judges_tensorflow
 from tests.matrix.judges import Case, Judge, Sample, cases, few
 
-JUDGES = (*judges.JUDGES, *judges_tensorflow.JUDGES, *judges_named.JUDGES, *judges_openvino.JUDGES)
-FEW = {judge.name for judge in (*judges_named.JUDGES, *judges_openvino.JUDGES)}
+JUDGES = (
+    *judges.JUDGES,
+    *judges_tensorflow.JUDGES,
+    *judges_named.JUDGES,
+    *judges_openvino.JUDGES,
+    *judges_ncnn.JUDGES,
+)
+FEW = {judge.name for judge in (*judges_named.JUDGES, *judges_openvino.JUDGES, *judges_ncnn.JUDGES)}
 PAIRS = [
     (a, b, case)
     for a in JUDGES
@@ -39,6 +45,7 @@ REFUSED = {
     ),
     "tensorflow1": judges_tensorflow.refused,
     "openvino": judges_openvino.refused,
+    "ncnn": judges_ncnn.refused,
     **judges_named.REFUSED,
 }
 
@@ -85,7 +92,7 @@ def test_b_computes_what_a_computes(
         return  # a coupled gate was written out: the forget block, which nothing used, is gone
     if b.weights_only and case.layers > 1 and case.option in ("sum", "ave", "mul"):
         return  # how the layers follow each other is the graph's, and not in the file
-    if not b.remembers and case.option == "cell":
+    if not b.remembers and case.option in ("cell", "mgu"):
         return  # which of two forms of one cell it was is not in the file
     if not b.remembers and (case.layers > 1 or not result.proof.exact):
         return  # neither the order of the layers nor what was rounded away is in the file
