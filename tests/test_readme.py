@@ -27,12 +27,55 @@ def test_an_edited_table_is_seen() -> None:
     assert script("tables").generated(edited) == README
 
 
+def example(section: str) -> str:
+    """The only Python example of a section."""
+    text = README.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    (found,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return str(found)
+
+
+def run(source: str, **given: object) -> dict[str, object]:
+    names: dict[str, object] = dict(given)
+    exec(compile(source, "README.md", "exec"), names)  # noqa: S102 - it is our own
+    return names
+
+
 def test_the_library_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first_case.write_model(tmp_path / "model.h5", "sigmoid")
     monkeypatch.chdir(tmp_path)
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(compile(example, "README.md", "exec"), {})  # noqa: S102 - it is our own
+    run(example("The library"))
     assert (tmp_path / "model.onnx").is_file()
+
+
+def test_the_example_of_a_live_module_runs() -> None:
+    import keras
+    import onnx
+    import torch
+
+    import lstmconvert
+
+    module = torch.nn.LSTM(3, 4, batch_first=True)
+    found = run(example("From PyTorch"), lc=lstmconvert, module=module, example=torch.randn(2, 5, 3))
+    assert isinstance(found["proto"], onnx.ModelProto)
+    assert isinstance(found["model"], keras.Model)
+
+
+def test_the_example_of_an_optimizer_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import keras
+    import torch
+
+    import lstmconvert
+
+    source = keras.Sequential([keras.layers.Input((5, 3)), keras.layers.LSTM(4), keras.layers.Dense(2)])
+    source.compile("adam", "mse")
+    source.fit(torch.randn(4, 5, 3).numpy(), torch.randn(4, 2).numpy(), verbose=0)
+    source.save(tmp_path / "model.keras")
+    monkeypatch.chdir(tmp_path)
+    lstmconvert.convert("model.keras", "model.safetensors", with_optimizer=True)
+    model = lstmconvert.to_torch("model.keras")
+    optimizer = run(example("Going on with the training"), torch=torch, model=model)["optimizer"]
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert len(optimizer.state) == 5
 
 
 def test_the_commands_exist() -> None:
