@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import lstmconvert
 from scripts import first_case
+from tests.corpus import corpus_file
 from tests.loading import script
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,12 +51,32 @@ def test_the_library_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (tmp_path / "model.onnx").is_file()
 
 
+def test_a_trained_keras_model_runs_in_torch_in_three_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    shutil.copy(corpus_file("dgaintel"), tmp_path / "dgaintel.h5")
+    monkeypatch.chdir(tmp_path)
+    source = example("From Keras to PyTorch")
+    assert len([line for line in source.splitlines() if line]) == 3
+    y = run(source)["y"]
+    expected = lstmconvert.read("dgaintel.h5").run(np.zeros((1, 82), np.int32))
+    assert isinstance(y, torch.Tensor)
+    np.testing.assert_allclose(y.detach().numpy(), expected, rtol=1e-5)
+
+
+def test_the_module_in_the_readme_fits_on_a_screen() -> None:
+    text = README.split("<!-- generated: module -->")[1].split("<!-- end -->")[0]
+    source = text.split("```py\n")[1].split("```")[0]
+    assert "bidirectional_1 = nn.LSTM(128, 64, batch_first=True, bidirectional=True)" in source
+    assert len(source.splitlines()) <= 40
+
+
 def test_the_example_of_a_live_module_runs() -> None:
     import keras
     import onnx
     import torch
-
-    import lstmconvert
 
     module = torch.nn.LSTM(3, 4, batch_first=True)
     found = run(example("From PyTorch"), lc=lstmconvert, module=module, example=torch.randn(2, 5, 3))
@@ -63,8 +87,6 @@ def test_the_example_of_a_live_module_runs() -> None:
 def test_the_example_of_an_optimizer_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import keras
     import torch
-
-    import lstmconvert
 
     source = keras.Sequential([keras.layers.Input((5, 3)), keras.layers.LSTM(4), keras.layers.Dense(2)])
     source.compile("adam", "mse")
