@@ -838,6 +838,8 @@ def prove(
     problems += _lost_neighbours(lowered, target)
     same = {layer.name: layer.target for layer in layers if layer.not_run}
     whole, skipped = _prove_whole(source, target, written, tolerance, full=full, same=same)
+    if archive.companions:
+        skipped.append("the module beside the weights was not run; verify SRC OUT --runtime runs it")
     return Proof(tuple(layers), tuple(whole), tuple(problems), skipped=tuple(skipped))
 
 

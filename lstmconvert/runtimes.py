@@ -111,7 +111,7 @@ def _run_torch(model: Model, path: Path, cases: Sequence[Mapping[str, Array]]) -
     results = []
     with torch.no_grad():
         for case in cases:
-            given = [torch.from_numpy(np.ascontiguousarray(array)) for array in _in_order(model, case)]
+            given = [pytorch_live.tensor_of(array) for array in _in_order(model, case)]
             results.append(flat(module(*given)))
     return f"torch {torch.__version__}", results
 
