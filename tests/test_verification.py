@@ -130,8 +130,8 @@ def test_gradients_of_every_parameter_of_a_whole_model() -> None:
 
     layers = keras.layers
     model = keras.Sequential([
-        layers.Input((None,), dtype="int32"), layers.Embedding(9, 5), layers.Bidirectional(layers.LSTM(4)),
-        layers.Dense(6, activation="tanh"), layers.LayerNormalization(), layers.Dense(2),
+        layers.Input((None,), dtype="int32"), layers.Embedding(9, 5), layers.Bidirectional(layers.LSTM(4), name="both"),
+        layers.Dense(6, activation="tanh", name="inner"), layers.LayerNormalization(), layers.Dense(2),
     ])  # fmt: skip
     rng = np.random.default_rng(8)
     model.set_weights([rng.normal(0, 0.5, w.shape) for w in model.get_weights()])
@@ -140,14 +140,14 @@ def test_gradients_of_every_parameter_of_a_whole_model() -> None:
     whole = gradients.prove(model, module, read)
     assert whole.first_difference is None, whole
 
-    handle = module.bidirectional.register_forward_hook(
+    handle = module.both.register_forward_hook(
         lambda _, inputs, output: (output[0].detach(), tuple(state.detach() for state in output[1]))
     )
     cut = gradients.prove(model, module, read)
     assert cut.first_difference is not None
     assert "recurrent layer" in cut.first_difference or "Embedding" in cut.first_difference
     handle.remove()
-    module.dense.register_forward_hook(lambda layer, inputs, y: y - layer.bias + layer.bias.detach())
+    module.inner.register_forward_hook(lambda layer, inputs, y: y - layer.bias + layer.bias.detach())
     bent = gradients.prove(model, module, read)
     assert bent.first_difference == "Dense 0: bias"
 
