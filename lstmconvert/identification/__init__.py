@@ -22,7 +22,7 @@ from lstmconvert.errors import AmbiguousSource, BadFile, ConversionError, Unsupp
 from lstmconvert.gates import GATES
 from lstmconvert.identification import evidence as evidence_of_arrays
 from lstmconvert.identification import known, mapping_text, readings, structures
-from lstmconvert.identification.candidates import Choice, equations, orders
+from lstmconvert.identification.candidates import Choice, equations
 from lstmconvert.identification.evidence import Evidence
 from lstmconvert.identification.forms import Form, forms
 from lstmconvert.identification.search import Found, Hit, search
@@ -322,7 +322,7 @@ def _frameworks(
 ) -> tuple[tuple[str, ...], str | None]:
     """The frameworks that a layer could be of, and the one to name: of its layout at least."""
     exact = known.frameworks_like(form, choice, arrays)
-    laid_out = [name for name, _ in known.layouts_like(form, choice)]
+    laid_out = [name for _, name, _ in known.layouts_like(form, choice)]
     return exact, next(iter((*exact, *laid_out)), None)
 
 
@@ -435,32 +435,20 @@ def _plausible(
     rivals: Sequence[Form], arrays: Mapping[str, Array]
 ) -> tuple[Form, Choice, list[tuple[str, tuple[Any, ...]]]]:
     """The form and gates that the evidence and the habits of frameworks speak for, and known orders."""
-    best: tuple[tuple[int, ...], Form, Choice, list[tuple[str, tuple[Any, ...]]]] | None = None
-    for rank, form in enumerate(rivals):
+    best: tuple[tuple[Any, ...], Form, Choice, list[tuple[str, tuple[Any, ...]]]] | None = None
+    for number, form in enumerate(rivals):
         place = evidence_of_arrays.forget_position(form, arrays)
-        known_orders: dict[tuple[Any, ...], tuple[str, Any]] = {}
-        for order in orders(form.cell):
-            for name, layout in known.layouts_like(form, Choice(order, equations(form.cell)[0])):
-                known_orders.setdefault(order, (name, layout))
-        ranked = [order for order, _ in known_orders.items()]
-        gates = evidence_of_arrays.guess(form, arrays, ranked)
+        known_orders = [(rank, name, layout.gates, layout) for rank, name, layout in known.orders_like(form)]
+        gates = evidence_of_arrays.guess(form, arrays, [order for _, _, order, _ in known_orders])
+        told = [layout for _, _, order, layout in known_orders if order == gates]
         own = next(
-            (
-                e
-                for e in equations(form.cell)
-                if gates in known_orders and _told_by(known_orders[gates][1], e)
-            ),
-            equations(form.cell)[0],
+            (e for e in equations(form.cell) if told and _told_by(told[0], e)), equations(form.cell)[0]
         )
-        score = (
-            int(place is not None and place[1]),
-            int(place is not None),
-            int(bool(known_orders)),
-            -rank,
-        )
-        if best is None or score > best[0]:
-            named = [(name, order) for order, (name, _) in known_orders.items()]
-            best = (score, form, Choice(gates, own), named)
+        nearest = known_orders[0][0][:-1] if known_orders else (9,)
+        score = (place is None or not place[1], place is None, not known_orders, nearest, number)
+        if best is None or score < best[0]:
+            named = {order: (name, order) for _, name, order, _ in reversed(known_orders)}
+            best = (score, form, Choice(gates, own), list(named.values()))
     assert best is not None
     return best[1:]
 

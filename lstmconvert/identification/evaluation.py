@@ -47,7 +47,11 @@ class Numbers:
     bias_candidate: Array
 
 
-def numbers(form: Form, arrays: Mapping[str, Array], dtype: Any) -> Numbers:
+Store = dict[object, Array]
+"""Matrices ready for products, kept for the forms that share them."""
+
+
+def numbers(form: Form, arrays: Mapping[str, Array], dtype: Any, store: Store) -> Numbers:
     """A layer's numbers in the dtype of the computation."""
     blocks = form.blocks(arrays)
     gates, hidden = len(GATES[form.cell]), form.hidden_size
@@ -58,8 +62,14 @@ def numbers(form: Form, arrays: Mapping[str, Array], dtype: Any) -> Numbers:
             candidate = block.astype(dtype)
         elif part in biases:
             biases[part][position] = block
-    kernel = np.stack([blocks[Part.KERNEL, n].astype(dtype).T for n in range(gates)], 1)
-    recurrent = np.stack([blocks[Part.RECURRENT, n].astype(dtype).T for n in range(gates)], 1)
+
+    def matrices(part: Part) -> Array:
+        key = (str(dtype), part, tuple(rule for rule in form.rules if rule.part == part))
+        if key not in store:
+            store[key] = np.stack([blocks[part, n].T for n in range(gates)], 1).astype(dtype)
+        return store[key]
+
+    kernel, recurrent = matrices(Part.KERNEL), matrices(Part.RECURRENT)
     bias, other = biases[Part.BIAS_INPUT], biases[Part.BIAS_RECURRENT]
     if form.cell is not Cell.GRU:
         bias, other = bias + other, np.zeros_like(other)
@@ -267,10 +277,17 @@ def _rnn(form: Form, own: Numbers, which: Array, position: Array, dtype: Any) ->
 class Bench:
     """A structure with its numbers at hand, to measure candidates on readings of the sample."""
 
-    def __init__(self, structure: Structure, arrays: Mapping[str, Array], dtype: Any = np.float32) -> None:
+    def __init__(
+        self,
+        structure: Structure,
+        arrays: Mapping[str, Array],
+        dtype: Any = np.float32,
+        store: Store | None = None,
+    ) -> None:
+        kept: Store = {} if store is None else store
         self.structure = structure
         self.dtype = np.dtype(dtype)
-        self.numbers = [numbers(form, arrays, dtype) for form in structure.layers]
+        self.numbers = [numbers(form, arrays, self.dtype, kept) for form in structure.layers]
         self.head = [
             (
                 (kernel if dense.input_first else kernel.T).astype(dtype),

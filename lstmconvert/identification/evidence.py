@@ -105,7 +105,7 @@ def of_layer(form: Form, arrays: Mapping[str, Array], rivals: Sequence[Form]) ->
     elif form.cell is Cell.LSTM and biases(form, arrays) is not None:
         found.append(
             Evidence(
-                "no block is the forget gate by its bias",
+                "the biases do not tell the forget gate",
                 "no block's bias sits near one: the forget bias may be added at run time, or there was none",
                 certain=False,
             )

@@ -20,6 +20,7 @@ from lstmconvert.tensors import Array
 CANDIDATE = -1
 """Position that stands for the GRU's candidate gate, wherever that lies: the fourth block of four biases."""
 
+Indices = tuple[int, ...]
 Shapes = Sequence[tuple[str, tuple[int, ...]]]
 """Names and shapes of arrays, in their order."""
 
@@ -61,7 +62,7 @@ class Form:
     rules: tuple[Rule, ...]
     input_size: int
     hidden_size: int
-    style: tuple[object, ...] = ()
+    style: tuple[tuple[object, ...], Indices] = ((), ())
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -196,7 +197,6 @@ def _items(text: str) -> tuple[str, ...]:
     return tuple(items)
 
 
-Indices = tuple[int, ...]
 Placed = tuple[tuple[Rule, ...], dict[str, int]]
 
 
@@ -342,7 +342,7 @@ def forms(cell: Cell, shapes: Shapes, input_size: int | None = None) -> list[For
     if not 1 <= len(shapes) <= 4 * gates:
         return []
     known = {} if input_size is None else {"input": input_size}
-    result: dict[tuple[object, ...], Form] = {}
+    result: dict[tuple[tuple[object, ...], Indices], Form] = {}
     for taken, (matrices, sizes) in _both_matrices(shapes, gates, known):
         free = [n for n in range(len(shapes)) if n not in taken]
         for biases, order in _biases(cell, free, shapes, sizes["hidden"]):
@@ -353,4 +353,5 @@ def forms(cell: Cell, shapes: Shapes, input_size: int | None = None) -> list[For
             )
             form = Form(cell, rules, sizes["input"], sizes["hidden"], style)
             result.setdefault(style, form)
-    return list(result.values())
+    # Dumps have the kernel before the recurrent kernel more often than not.
+    return sorted(result.values(), key=lambda form: form.style[1])

@@ -14,7 +14,14 @@ import numpy as np
 
 from lstmconvert.gates import Cell
 from lstmconvert.identification.candidates import STATE_ORDERS, Choice, equations, orders
-from lstmconvert.identification.evaluation import Bench, Population, choices, everyone, head_activations
+from lstmconvert.identification.evaluation import (
+    Bench,
+    Population,
+    Store,
+    choices,
+    everyone,
+    head_activations,
+)
 from lstmconvert.identification.forms import Form, forms
 from lstmconvert.identification.readings import Reading
 from lstmconvert.identification.structures import Structure, structures
@@ -98,6 +105,7 @@ def search(arrays: Mapping[str, Array], readings: Sequence[Reading]) -> Found | 
     seen: set[object] = set()
     tolerance, count = 0.0, 0
     best: list[Hit] = []
+    store: Store = {}
     for reading, batch in _batches(arrays, readings):
         for structure in batch:
             key = (id(reading), _identity(structure, arrays))
@@ -105,7 +113,7 @@ def search(arrays: Mapping[str, Array], readings: Sequence[Reading]) -> Found | 
                 continue
             seen.add(key)
             count += 1
-            own, measured = _screened(structure, arrays, reading)
+            own, measured = _screened(structure, arrays, reading, store)
             hits += own
             errors.append(measured)
             if count >= _MOST_STRUCTURES:
@@ -170,9 +178,11 @@ def _takes_states(structure: Structure, reading: Reading) -> bool:
     )
 
 
-def _screened(structure: Structure, arrays: Mapping[str, Array], reading: Reading) -> tuple[list[Hit], Array]:
+def _screened(
+    structure: Structure, arrays: Mapping[str, Array], reading: Reading, store: Store
+) -> tuple[list[Hit], Array]:
     """The candidates of a structure that are worth a second look, and the errors of all (lower bounds)."""
-    bench = Bench(structure, arrays)
+    bench = Bench(structure, arrays, store=store)
     alive = everyone(structure, reading)
     close = CLOSE * max(reading.scale, 1e-30)
     first: Array | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice, pairwise, product
 
-from lstmconvert.gates import Cell
+from lstmconvert.gates import Cell, Part
 from lstmconvert.identification.forms import Form, Shapes, forms
 
 _MOST_UNLIKE = 256
@@ -175,18 +175,33 @@ def structures(
     shapes = tuple(arrays.items())
     seen: set[Structure] = set()
     for most_inside, alike in ((0, True), (_MOST_LEFT_OUT_INSIDE, True), (0, False)):
-        batches: dict[tuple[int, int], dict[Structure, None]] = {}
+        batches: dict[_Rank, dict[Structure, None]] = {}
         for order in _orders(shapes):
             for parts, unused in islice(_chains(order, input_size, output_size, most_inside), _MOST_CHAINS):
-                batch = batches.setdefault((len(unused), len(parts)), {})
-                made = _structures_of(parts, unused, input_size, alike=alike)
-                batch |= {structure: None for structure in made if structure not in seen}
-            if any(found for (count, _), found in batches.items() if not count):
+                for structure in _structures_of(parts, unused, input_size, alike=alike):
+                    if structure not in seen:
+                        batches.setdefault(_rank(structure), {})[structure] = None
+            if any(not left_out for left_out, *_ in batches):
                 break
-        for (count, _), found in sorted(batches.items()):
-            if found:
-                yield count, list(found)
+        for _, found in sorted(batches.items(), key=lambda item: item[0]):
+            yield len(next(iter(found)).unused), list(found)
         seen.update(structure for batch in batches.values() for structure in batch)
+
+
+_Rank = tuple[bool, int, int, bool]
+
+
+def _rank(structure: Structure) -> _Rank:
+    """What to try first: the whole dump in the fewest layers, their matrices written alike.
+
+    Then parts of the dump, a single layer with all its arrays first.
+    """
+    written = {
+        tuple(rule.axes for rule in form.rules if rule.part in (Part.KERNEL, Part.RECURRENT))
+        for form in structure.layers
+    }
+    left_out = len(structure.unused)
+    return left_out > 0, len(structure.layers) + len(structure.head), left_out, len(written) > 1
 
 
 def _structures_of(
@@ -238,9 +253,9 @@ def _width_after(parts: Sequence[_Part], number: int) -> int | None:
 def alone(arrays: Mapping[str, tuple[int, ...]]) -> list[list[Form]]:
     """The recurrent layers among arrays of which nothing else is known: for each every form that fits.
 
-    LSTMs and GRUs come before simple layers, which two dense layers could be as well; then what leaves the
-    fewest arrays over, in the fewest layers. The forms of a layer are those of one set of arrays; there may
-    be several cells.
+    Simple layers, which two dense layers could be as well, count only where there are no others; then what
+    leaves the fewest arrays over, in the fewest layers. The forms of a layer are those of one set of arrays;
+    there may be several cells.
 
     Returns:
         The layers in order, each as its forms; empty where no array is part of a layer.
@@ -253,14 +268,18 @@ def alone(arrays: Mapping[str, tuple[int, ...]]) -> list[list[Form]]:
                 if length > end:
                     continue
                 span = tuple(shapes[end - length : end])
+                if length == 1 and len(shapes) > 1:
+                    continue  # one matrix beside others is rather that of another layer
                 fitting = [f for cell in (Cell.LSTM, Cell.GRU) for f in _forms(_Span(cell, span), None)]
-                gated = bool(fitting)
+                is_gated = bool(fitting)
                 fitting = fitting or list(_forms(_Span(Cell.RNN, span), None))
                 if fitting:
                     (used, simple, count), before = best[end - length]
-                    score = (used + length * gated, simple + length * (not gated), count - 1)
+                    score = (used + length * is_gated, simple + length * (not is_gated), count - 1)
                     options.append((score, (*before, tuple(fitting))))
             best.append(max(options, key=lambda option: option[0]))
-        if best[-1][1]:
-            return [list(forms) for forms in best[-1][1]]
+        layers = best[-1][1]
+        if layers:
+            gated = [list(forms) for forms in layers if forms[0].cell is not Cell.RNN]
+            return gated or [list(forms) for forms in layers]
     return []
