@@ -181,7 +181,7 @@ def parser(only: str = "") -> argparse.ArgumentParser:
     sub.add_argument("--from", dest="source_framework", metavar="F", help="framework of FILE")
     _source_options(sub)
 
-    sub = command("identify", "which layout and equations are these arrays?", _identify)
+    sub = command("identify", "say which layout and equations arrays have", _identify)
     sub.add_argument("source", metavar="WEIGHTS", type=Path)
     sub.add_argument(
         "--input", metavar="X.npy", type=Path, help="a sample's input; in an .npz, initial states behind it"

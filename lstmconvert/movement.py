@@ -231,7 +231,8 @@ def _of_source(
                 regions.setdefault(found[0], []).append(found[1])
                 count += block.size
                 continue
-            index = numbering.indices([blocks[place].read() for blocks in own]).ravel()
+            with np.errstate(all="ignore"):  # arithmetic on indices, where a reader computes
+                index = numbering.indices([blocks[place].read() for blocks in own]).ravel()
             if index.min(initial=0) < 0:
                 computed = True
                 break

@@ -25,7 +25,18 @@ PACKAGE = ROOT / "lstmconvert"
 # each other; a name that is not here (the readers' helpers) belongs to the room of its folder.
 ROOMS: tuple[frozenset[str], ...] = (
     frozenset(
-        {"errors", "values", "gates", "activations", "tensors", "options", "axes", "geometry", "sampling"}
+        {
+            "errors",
+            "values",
+            "gates",
+            "activations",
+            "tensors",
+            "options",
+            "axes",
+            "geometry",
+            "sampling",
+            "reading_notes",
+        }
     ),
     frozenset({"canonical"}),
     frozenset({"equations", "operations", "pairing"}),

@@ -10,6 +10,8 @@ the state_dict, or of a TorchScript module's attributes. Keys of ``metadata``:
 - ``module_versions``: names of modules to the version of their state_dict, where the file has them;
 - ``modules``: of TorchScript, path to ``torchscript.Module`` (class, settings, names of its tensors);
 - ``constants``: of TorchScript, how many tensors its code uses that belong to no module;
+- ``quantised``: names of tensors that were dequantised to float32, to the dtype of the stored elements and
+  what has a scale of its own;
 - every text that ``write`` added, such as the provenance, under its own key.
 
 Source: torch's ``torch/serialization.py``, ``torch/csrc/jit/serialization`` and ``caffe2/serialize``, and
@@ -32,7 +34,9 @@ from lstmconvert.containers import (
     byte_ranges,
     restricted_pickle,
     state_dicts,
+    torch_packed,
     torch_pickle,
+    torch_quantised,
     torchscript,
     zip_reader,
 )
@@ -282,9 +286,11 @@ def _read_script(
             "the TorchScript module is frozen: its parameters are constants without names",
             remedy="Save it before torch.jit.freeze or optimize_for_inference, or save its state_dict.",
         )
-    tensors, shared = _lazies(script.tensors.items(), storages.place, storages.total)
+    named = torch_packed.unpacked(script.tensors, script.is_bidirectional)
+    tensors, shared = _lazies(named.items(), storages.place, storages.total)
     metadata |= {
         "form": "torchscript",
+        "quantised": _quantised(named.items()),
         "state_dict": "",
         "ignored": {},
         "shared": shared,
@@ -397,6 +403,7 @@ def _checkpoint(
     form: str,
     stored: int,
 ) -> Archive:
+    torch_packed.unpack_dictionaries(made)
     found = state_dicts.find(made)
     tensors, shared = _lazies(found.values.items(), place_of, stored)
     metadata |= {
@@ -404,6 +411,7 @@ def _checkpoint(
         "state_dict": found.path,
         "ignored": found.beside,
         "shared": shared,
+        "quantised": _quantised(found.values.items()),
         "module_versions": _versions(found.attributes.get("_metadata")),
     }
     return Archive(MappingProxyType(tensors), MappingProxyType(metadata))
@@ -439,7 +447,7 @@ def _lazy(value: object, place_of: Callable[[Storage], Place], stored: int) -> L
         kind = state_dicts.class_name(value) if isinstance(value, Unknown) else type(value).__name__
         if kind == "torch.ScriptObject":
             raise UnsupportedSource(
-                "the module is quantised (torch.ao.quantization), and its int8 weights are packed",
+                "the module is quantised, and its weights are packed in a form that is not read",
                 remedy="Save the state_dict of the module before quantisation.",
             )
         raise UnsupportedSource(
@@ -447,17 +455,25 @@ def _lazy(value: object, place_of: Callable[[Storage], Place], stored: int) -> L
             found=kind,
             remedy="Turn it into a plain dense tensor before saving.",
         )
-    if torch_pickle.is_quantized(value):
-        raise UnsupportedSource(
-            "the tensor is quantised",
-            found=str(value.storage.kind.name),
-            remedy="Save the model before quantisation, or tensor.dequantize() in its place.",
-        )
     if value.nbytes > stored + _ALWAYS_ALLOWED:
         raise BadFile("the tensor is far larger than the file", found=f"{value.nbytes} bytes of {stored}")
     place = place_of(value.storage)
     strides = None if value.is_row_major else value.strides
-    return place(value.offset * value.dtype.itemsize, value.shape, value.dtype, strides)
+    stored_elements = place(value.offset * value.dtype.itemsize, value.shape, value.dtype, strides)
+    if torch_pickle.is_quantized(value):
+        return torch_quantised.dequantised(
+            stored_elements, torch_quantised.quantizer_of(value), lambda t: _lazy(t, place_of, stored)
+        )
+    return stored_elements
+
+
+def _quantised(values: Iterable[tuple[str, object]]) -> dict[str, tuple[str, str]]:
+    """The tensors that are dequantised: stored dtype and granularity of the scales."""
+    return {
+        name: (value.dtype_name, torch_quantised.quantizer_of(value).granularity)
+        for name, value in values
+        if isinstance(value, Tensor) and torch_pickle.is_quantized(value)
+    }
 
 
 def _versions(metadata: object) -> dict[str, int]:

@@ -12,6 +12,7 @@ import ast
 import re
 from collections.abc import Callable, Iterator, Mapping
 
+from lstmconvert.containers import torch_packed
 from lstmconvert.containers.pickle_objects import Unknown
 from lstmconvert.containers.torch_pickle import Tensor
 from lstmconvert.errors import BadFile, UnsupportedSource
@@ -45,12 +46,19 @@ class Script:
     """What a TorchScript archive holds.
 
     Attributes:
-        tensors: parameters, buffers and other attributes that are tensors, by path of attributes.
+        tensors: parameters, buffers and other attributes that are tensors or packed weights, by path of
+            attributes.
         modules: every module by path; the whole is the empty path.
     """
 
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, object]
     modules: Mapping[str, Module]
+
+    def is_bidirectional(self, prefix: str) -> bool | None:
+        """Whether the module of a prefix (with its dot) says that it has two directions."""
+        module = self.modules.get(prefix.rstrip("."))
+        said = None if module is None else module.settings.get("bidirectional")
+        return said if isinstance(said, bool) else None
 
 
 def read(root: object, source: Callable[[str], str | None]) -> Script:
@@ -67,7 +75,7 @@ def read(root: object, source: Callable[[str], str | None]) -> Script:
     if not isinstance(root, Unknown) or not root.name.startswith("__torch__."):
         raise UnsupportedSource("the archive has no TorchScript module in it")
     classes = _Classes(source)
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, object] = {}
     modules: dict[str, Module] = {}
     pending = [("", root, 0)]
     while pending:
@@ -80,7 +88,7 @@ def read(root: object, source: Callable[[str], str | None]) -> Script:
         inner: list[tuple[str, Unknown, int]] = []
         for name, value in state.items():
             place = f"{path}.{name}" if path else str(name)
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) or torch_packed.is_packed_object(value):
                 tensors[place] = value
             elif isinstance(value, Unknown) and value.name.startswith("__torch__."):
                 inner.append((place, value, depth + 1))

@@ -33,6 +33,7 @@ from lstmconvert.errors import BadFile, NotRepresentable, UnsupportedSource, Usa
 from lstmconvert.gates import Cell, Direction
 from lstmconvert.model import Call, Model, Port
 from lstmconvert.options import ReadOptions, WriteOptions
+from lstmconvert.reading_notes import Note, dequantised
 from lstmconvert.tensors import Array, Lazy
 
 NAME = "ncnn"
@@ -67,7 +68,7 @@ def read(archive: Archive, container: str, options: ReadOptions) -> Model:  # no
         UnsupportedSource: when there is no recurrent layer, or its weights could not be placed.
     """
     layers: dict[str, RecurrentLayer] = {}
-    rewrites: list[str] = []
+    rewrites: list[Note] = []
     for entry in archive.metadata["graph"]:
         if entry["type"] in _CELLS and options.layer in (None, entry["name"]):
             layers[entry["name"]] = _layer(entry, archive, rewrites)
@@ -88,7 +89,7 @@ def read(archive: Archive, container: str, options: ReadOptions) -> Model:  # no
     return Model(layers, calls, inputs, outputs, NAME, metadata)
 
 
-def _layer(entry: Mapping[str, Any], archive: Archive, rewrites: list[str]) -> RecurrentLayer:
+def _layer(entry: Mapping[str, Any], archive: Archive, rewrites: list[Note]) -> RecurrentLayer:
     name, cell = entry["name"], _CELLS[entry["type"]]
     prefix = f"{name}/"
     own = {n.removeprefix(prefix): t for n, t in archive.tensors.items() if n.startswith(prefix)}
@@ -113,7 +114,7 @@ def _layer(entry: Mapping[str, Any], archive: Archive, rewrites: list[str]) -> R
     )
 
 
-def _widened(key: str, own: Mapping[str, Lazy], name: str, rewrites: list[str]) -> Lazy:
+def _widened(key: str, own: Mapping[str, Lazy], name: str, rewrites: list[Note]) -> Lazy:
     """A tensor as the float32 that the runtime makes of it."""
     tensor = own[key]
     if tensor.dtype == np.float32:
@@ -122,7 +123,7 @@ def _widened(key: str, own: Mapping[str, Lazy], name: str, rewrites: list[str]) 
         scales = own.get(f"{key}_scales")
         if scales is None:
             raise UnsupportedSource(f"{key} is of 8 bits and has no scales", place=f"layer {name!r}")
-        rewrites.append(f"{name}: {key} was dequantised from int8, one scale a row")
+        rewrites.append(dequantised(name, key, "int8", "one scale a row"))
 
         def divided(array: Array) -> Array:
             values: Array = array.astype(np.float32) / scales.read()[..., None]

@@ -199,5 +199,5 @@ def _refuse_quantised(module: Any) -> None:
             raise UnsupportedSource(
                 f"the module is quantised ({kind.__module__}.{kind.__name__})",
                 place=name or None,
-                remedy="Give the module as it was before quantisation.",
+                remedy="Give the module as it was before quantisation, or convert its saved state_dict.",
             )

@@ -430,8 +430,6 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, value: Any) -> N
 def test_tensors_of_other_kinds_are_refused_by_name(tmp_path: Path) -> None:
     plain = torch.randn(3, 3)
     others = {
-        "quantised": torch.quantize_per_tensor(plain, 0.1, 0, torch.qint8),
-        "per_channel": torch.quantize_per_channel(plain, torch.ones(3), torch.zeros(3), 0, torch.quint8),
         "sparse": plain.to_sparse(),
         "csr": plain.to_sparse_csr(),
         "conjugate": torch.randn(3, dtype=torch.complex64).conj(),
@@ -441,6 +439,31 @@ def test_tensors_of_other_kinds_are_refused_by_name(tmp_path: Path) -> None:
         with pytest.raises(UnsupportedSource) as caught:
             torch_archive.read(path)
         assert name == "conjugate" or f"lstm.{name}" in str(caught.value), name
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.qint8, torch.quint8, torch.qint32])
+def test_quantised_tensors_have_the_bits_that_torch_gives_them(
+    tmp_path: Path, form: str, dtype: torch.dtype
+) -> None:
+    plain = torch.randn(5, 3, generator=torch.Generator().manual_seed(4))
+    scales, zeros = torch.rand(3, dtype=torch.float64) * 0.03 + 0.01, torch.tensor([0, 3, 7])
+    given = {
+        "whole": torch.quantize_per_tensor(plain, 0.0137, 5, dtype),
+        "rows": torch.quantize_per_channel(plain.T.contiguous(), scales, zeros, 0, dtype),
+        "columns": torch.quantize_per_channel(plain, scales, zeros, 1, dtype),
+    }
+    archive = torch_archive.read(saved(tmp_path / "w.pt", given, form))
+    for name, tensor in given.items():
+        assert archive.tensors[name].dtype == np.float32
+        assert same_bits(archive.tensors[name].read(), tensor.dequantize().numpy()), name
+    granularity = {name: said for name, (_, said) in archive.metadata["quantised"].items()}
+    assert granularity == {
+        "whole": "one scale for the tensor",
+        "rows": "one scale a row",
+        "columns": "one scale for each index of axis 1",
+    }
 
 
 class Evil:

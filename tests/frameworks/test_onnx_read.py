@@ -784,9 +784,13 @@ def test_a_quantised_layer_is_read_as_what_it_approximates(
     result = read(model, tmp_path)
     layer = only(result)
     assert layer.dtype == np.float32
-    (step,) = result.metadata["rewrites"]
-    assert "8 bit" in step["description"]
-    assert not step["exact"] and 0 < step["rounding"] < 1e-5
+    steps = result.metadata["rewrites"]
+    how = "one scale a row of a gate" if per_channel else "one scale a direction"
+    assert [
+        f"{key} was dequantised from int8, {how}" in step["description"]
+        for key, step in zip("WR", steps, strict=True)
+    ]
+    assert all(not step["exact"] and 0 < step["rounding"] < 1e-5 for step in steps)
     exact = only(read(case.model(), tmp_path))
     for key, block in exact.directions[-1].weights.items():
         step = np.abs(case.weights()["W" if key[0] is Part.KERNEL else "R"]).max() / 127

@@ -22,7 +22,6 @@ from lstmconvert.frameworks.onnx.neighbour_node import (
     meant,
     pattern,
 )
-from lstmconvert.frameworks.onnx.notes import note
 from lstmconvert.frameworks.onnx.topology import NotUnderstood
 from lstmconvert.model import OperationLayer
 from lstmconvert.operations import (
@@ -35,6 +34,7 @@ from lstmconvert.operations import (
     ParametricRelu,
     Rescaling,
 )
+from lstmconvert.reading_notes import note
 from lstmconvert.tensors import Lazy
 
 

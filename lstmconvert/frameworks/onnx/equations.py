@@ -13,9 +13,9 @@ import numpy as np
 from lstmconvert.activations import SIGMOID, TANH, Activation
 from lstmconvert.canonical import Coupling, Equations, GruEquations, LstmEquations, ResetPlace, RnnEquations
 from lstmconvert.errors import BadFile, UnsupportedSource
-from lstmconvert.frameworks.onnx.notes import Note, note
 from lstmconvert.frameworks.onnx.recurrent_node import Recurrent
 from lstmconvert.gates import Cell
+from lstmconvert.reading_notes import Note, note
 
 
 def equations(node: Recurrent) -> tuple[list[Equations], list[Note]]:

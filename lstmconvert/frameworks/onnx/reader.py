@@ -28,11 +28,11 @@ from lstmconvert.frameworks.onnx.arithmetic import dequantized
 from lstmconvert.frameworks.onnx.constants import Graphs, Scope, node_name
 from lstmconvert.frameworks.onnx.equations import equations
 from lstmconvert.frameworks.onnx.known import Spread
-from lstmconvert.frameworks.onnx.notes import Note, note
 from lstmconvert.frameworks.onnx.recurrent_node import Recurrent, recurrent_layout
 from lstmconvert.frameworks.onnx.topology import STACK, Topology
 from lstmconvert.gates import Part
 from lstmconvert.model import Model
+from lstmconvert.reading_notes import Note, dequantised, note
 from lstmconvert.tensors import Lazy
 from lstmconvert.values import dataclass
 
@@ -216,20 +216,24 @@ def _tensors(node: Recurrent) -> tuple[dict[str, Lazy], list[Note]]:
     tensors = {key: array for key in ("W", "R", "B", "P") if (array := node.constant(key)) is not None}
     if node.layout != "dynamic_quantize_lstm":
         return tensors, []
-    largest = 0.0
+    notes: list[Note] = []
     for key in ("W", "R"):
         scale, zero_point = node.constant(f"{key}_scale"), node.constant(f"{key}_zero_point")
         if scale is None:
             raise BadFile("a quantised matrix has no scale", place=f"node {node.name!r}, input {key}_scale")
-        largest = max(largest, float(np.abs(scale.read()).max(initial=0.0)))
+        stored = tensors[key]
         try:
             tensors[key] = _dequantized_matrix(tensors[key], scale, zero_point)
         except ValueError as error:
             raise BadFile(
                 "a scale does not fit its matrix", place=f"node {node.name!r}, input {key}_scale", found=error
             ) from error
-    text = "8 bit weights were multiplied by their scales; that the runtime rounds the inputs too is left out"
-    return tensors, [note(node.name, "dequantize", text, rounding=largest * 255 * 2.0**-24)]
+        largest = float(np.abs(scale.read()).max(initial=0.0))
+        granularity = "one scale a direction" if len(scale.shape) < 2 else "one scale a row of a gate"
+        notes.append(
+            dequantised(node.name, key, stored.dtype, granularity, rounding=largest * 255 * 2.0**-24)
+        )
+    return tensors, notes
 
 
 def _dequantized_matrix(values: Lazy, scale: Lazy, zero_point: Lazy | None) -> Lazy:

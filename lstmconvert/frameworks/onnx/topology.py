@@ -31,7 +31,6 @@ from lstmconvert.frameworks.onnx.arrangement import (
 )
 from lstmconvert.frameworks.onnx.constants import Graphs, Scope, node_name
 from lstmconvert.frameworks.onnx.masked_layers import Directed, MaskedLayers
-from lstmconvert.frameworks.onnx.notes import Note
 from lstmconvert.frameworks.onnx.patterns import Flow, Maker, makers_of
 from lstmconvert.frameworks.onnx.recurrent_node import Recurrent
 from lstmconvert.frameworks.onnx.recurrent_use import RAW, RecurrentUse, finished
@@ -54,6 +53,7 @@ from lstmconvert.operations import (
     TimeDistributed,
     Transpose,
 )
+from lstmconvert.reading_notes import Note
 from lstmconvert.tensors import Lazy
 from lstmconvert.values import dataclass
 

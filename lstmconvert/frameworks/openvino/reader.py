@@ -36,6 +36,7 @@ from lstmconvert.frameworks.openvino.values import Filled, Flow, Known, Rows, Si
 from lstmconvert.gates import Cell, Direction, Part
 from lstmconvert.model import Call, Model, Port
 from lstmconvert.options import ReadOptions
+from lstmconvert.reading_notes import Note, dequantised
 from lstmconvert.stacks import STACK
 from lstmconvert.tensors import Lazy
 
@@ -84,7 +85,7 @@ class _Reader:
         self.feeds: dict[str, str] = {}
         self.uses: dict[str, set[tuple[str, str, bool]]] = {}
         self.against = ""
-        self.rewrites: list[str] = []
+        self.rewrites: list[Note] = []
 
     def walk(self) -> None:
         """Visit every layer after what it needs."""
@@ -255,7 +256,7 @@ class _Reader:
             tensor = value.tensor
             if value.quantised:
                 how = value.scale or "no scale"
-                self.rewrites.append(f"{name}: {key} was dequantised from {value.quantised}, {how}")
+                self.rewrites.append(dequantised(name, key, value.quantised, how))
             tensors[key] = tensor if sequence else tensor.map(lambda a: a[None], (1, *tensor.shape))
         size = layer["data"].get("hidden_size", "")
         found = tensors["R"].shape[-1] if tensors["R"].shape else 0

@@ -42,7 +42,7 @@ def read(archive: Archive, container: str, options: ReadOptions) -> Model:  # no
     described = architecture.load(options.architecture)
     activation = architecture.nonlinearity(described)
     weights = read(archive, options if activation is None else replace(options, activation=activation))
-    return architecture.wired(weights, archive.tensors, described)
+    return architecture.wired(weights, archive, described)
 
 
 def write(model: Model, container: str, options: WriteOptions) -> Archive:

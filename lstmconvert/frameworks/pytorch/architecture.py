@@ -35,6 +35,7 @@ from __future__ import annotations
 import fnmatch
 import tomllib
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -44,10 +45,12 @@ from lstmconvert import layout, mapping
 from lstmconvert import operations as ops
 from lstmconvert.activations import KINDS, Activation
 from lstmconvert.canonical import Returns
+from lstmconvert.containers import Archive
 from lstmconvert.errors import BadFile
 from lstmconvert.frameworks.pytorch import reader
 from lstmconvert.gates import Cell
 from lstmconvert.model import Call, Layer, Model, OperationLayer, Port
+from lstmconvert.reading_notes import Note, dequantised
 from lstmconvert.tensors import Lazy
 from lstmconvert.values import dataclass
 
@@ -192,17 +195,18 @@ def nonlinearity(architecture: Architecture) -> str | None:
     return found[0] if found else None
 
 
-def wired(weights: Model, tensors: Mapping[str, Lazy], architecture: Architecture) -> Model:
+def wired(weights: Model, archive: Archive, architecture: Architecture) -> Model:
     """The whole model.
 
     Args:
         weights: the recurrent layers of the state_dict.
-        tensors: the state_dict.
+        archive: the state_dict.
         architecture: what the user says of it.
 
     Raises:
         BadFile: when a module is not there, its shapes do not follow each other, or a tensor is left over.
     """
+    tensors = archive.tensors
     building = _Building(weights, tensors)
     widths: dict[str, tuple[str, int | None, int]] = {_INPUT: (_INPUT, None, 2 if architecture.tokens else 3)}
     for number, step in enumerate(architecture.steps, 1):
@@ -238,8 +242,17 @@ def wired(weights: Model, tensors: Mapping[str, Lazy], architecture: Architectur
         calls=tuple(building.calls),
         inputs=(Port("input", _INPUT, shape, dtype),),
         outputs=tuple(ports),
-        metadata=MappingProxyType({}),
+        metadata=MappingProxyType({"rewrites": _dequantised(archive, building.used)}),
     )
+
+
+def _dequantised(archive: Archive, used: AbstractSet[str]) -> list[Note]:
+    """What the container dequantised of the tensors that are used."""
+    return [
+        dequantised(name.rpartition(".")[0], name, *said)
+        for name, said in archive.metadata.get("quantised", {}).items()
+        if name in used
+    ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,7 +11,7 @@ Tensors that belong to no recurrent layer are listed in ``metadata["other_tensor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -38,6 +38,7 @@ from lstmconvert.model import Model
 from lstmconvert.options import ReadOptions
 from lstmconvert.provenance import KEY as PROVENANCE
 from lstmconvert.provenance import loads as provenance_of
+from lstmconvert.reading_notes import Note, dequantised
 from lstmconvert.stacks import STACK
 from lstmconvert.tensors import Lazy
 from lstmconvert.values import dataclass
@@ -46,7 +47,6 @@ PREFIX = "torch_prefix"
 """Note of a layer: what stands before the names of its tensors in its state_dict."""
 _FORMS = ("zip", "legacy", "torchscript")
 _ROWS = {4: Cell.LSTM, 3: Cell.GRU, 1: Cell.RNN}
-_QUANTISED = "_all_weight_values."
 _MOST_LISTED = 1000
 
 
@@ -65,18 +65,12 @@ def read(archive: Archive, options: ReadOptions) -> Model:
     Raises:
         BadFile: where tensors contradict each other.
         AmbiguousSource: where the nonlinearity of an RNN is not said.
-        UnsupportedSource: where weights are quantised, or equations were lost.
+        UnsupportedSource: where equations were lost.
     """
     whole = record.loads(archive.metadata.get(record.KEY), archive.tensors)
     if whole is not None:
         return replace(whole, framework="pytorch")
     tensors = archive.tensors
-    if quantised := [name for name in tensors if _QUANTISED in name]:
-        raise UnsupportedSource(
-            "the module is quantised (torch.ao.nn.quantized.dynamic): its weights are packed",
-            place=quantised[0],
-            remedy="Save the state_dict of the module before quantisation.",
-        )
     if lost := _spelled_out(tensors):
         raise UnsupportedSource(
             "the layer has its equations in the source of a module that lstmconvert wrote, and the file no "
@@ -91,8 +85,21 @@ def read(archive: Archive, options: ReadOptions) -> Model:
             layers[layer.name] = layer
     used = {name for layer in layers.values() for name in layer.origin}
     others = {name: list(lazy.shape) for name, lazy in tensors.items() if name not in used}
-    metadata: dict[str, Any] = {"other_tensors": dict(list(others.items())[:_MOST_LISTED])}
+    metadata: dict[str, Any] = {
+        "other_tensors": dict(list(others.items())[:_MOST_LISTED]),
+        "rewrites": _dequantised(layers.values(), archive.metadata.get("quantised", {})),
+    }
     return Model(MappingProxyType(layers), framework="pytorch", metadata=MappingProxyType(metadata))
+
+
+def _dequantised(layers: Iterable[RecurrentLayer], quantised: Mapping[str, tuple[str, str]]) -> list[Note]:
+    """What the container dequantised of the layers."""
+    return [
+        dequantised(layer.name, name, *quantised[name])
+        for layer in layers
+        for name in layer.origin
+        if name in quantised
+    ]
 
 
 def _remembered(archive: Archive) -> Mapping[str, Equations]:
