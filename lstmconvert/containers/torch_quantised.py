@@ -15,6 +15,8 @@ from lstmconvert.errors import BadFile, UnsupportedSource
 from lstmconvert.tensors import Array, Lazy
 from lstmconvert.values import dataclass
 
+_LARGEST_SCALE = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True, slots=True)
 class Quantizer:
@@ -50,7 +52,8 @@ def quantizer_of(tensor: Tensor) -> Quantizer:
     name = scheme.name if isinstance(scheme, Global) else ""
     if isinstance(said, tuple) and name == "torch.per_tensor_affine" and len(said) == 3:
         _, scale, zero_point = said
-        if isinstance(scale, float) and isinstance(zero_point, int):
+        sound = isinstance(scale, float) and isinstance(zero_point, int)
+        if sound and 0 <= scale <= _LARGEST_SCALE and abs(zero_point) < 1 << 31:
             return Quantizer(scale, zero_point, None)
     elif isinstance(said, tuple) and name == "torch.per_channel_affine" and len(said) == 4:
         _, scales, zeros, axis = said
@@ -98,6 +101,7 @@ def dequantised(elements: Lazy, quantizer: Quantizer, read: Callable[[Tensor], L
 
     def load() -> Array:
         offset = elements.read().astype(np.int64) - zero_point()
-        return np.asarray((offset.astype(np.float32) * scale()).astype(np.float32))
+        with np.errstate(all="ignore"):  # scales that are no numbers give elements that are none
+            return np.asarray((offset.astype(np.float32) * scale()).astype(np.float32))
 
     return Lazy(elements.shape, np.dtype(np.float32), load)
