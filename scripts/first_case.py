@@ -62,6 +62,12 @@ def write_input(path: Path) -> Path:
     return path
 
 
+def write_dump(path: Path) -> Path:
+    """The weights as arrays in an ``.npz`` file, under names that say nothing."""
+    np.savez(path, **dict(zip("abc", arrays().values(), strict=True)))
+    return path
+
+
 def write_weights(path: Path) -> Path:
     """A weights-only HDF5 file as Keras 2 writes it: it does not say the recurrent activation."""
     import h5py
@@ -115,11 +121,13 @@ def _write_layer(group: Any) -> None:
 
 
 def main() -> None:
-    """Write the input, the weights and a model for each reading of the activation."""
+    """Write the input, an output, the weights, and a model for each reading of the activation."""
     directory = Path(sys.argv[1])
     directory.mkdir(parents=True, exist_ok=True)
     write_input(directory / "input.npy")
     write_weights(directory / "weights.h5")
+    write_dump(directory / "dump.npz")
+    np.save(directory / "output.npy", np.array([FINAL_HIDDEN_STATE["sigmoid"]]))
     for activation in FINAL_HIDDEN_STATE:
         write_model(directory / f"{activation}.h5", activation)
 
