@@ -23,10 +23,12 @@ from lstmconvert.errors import (
 )
 
 if TYPE_CHECKING:
-    from lstmconvert.conversion import Result, convert, read, write
+    from lstmconvert.conversion import Result, convert
     from lstmconvert.identification import Identification, identify
     from lstmconvert.live import to_keras, to_onnx, to_torch
     from lstmconvert.model import Model
+    from lstmconvert.opening import read
+    from lstmconvert.planning import write
     from lstmconvert.verification import verify
 
 __version__ = "0.1.0"
@@ -59,12 +61,12 @@ _HOMES = {
     "Result": ("lstmconvert.conversion", "Result"),
     "convert": ("lstmconvert.conversion", "convert"),
     "identify": ("lstmconvert.identification", "identify"),
-    "read": ("lstmconvert.conversion", "read"),
+    "read": ("lstmconvert.opening", "read"),
     "to_keras": ("lstmconvert.live", "to_keras"),
     "to_onnx": ("lstmconvert.live", "to_onnx"),
     "to_torch": ("lstmconvert.live", "to_torch"),
     "verify": ("lstmconvert.verification", "verify"),
-    "write": ("lstmconvert.conversion", "write"),
+    "write": ("lstmconvert.planning", "write"),
 }
 
 

@@ -331,10 +331,10 @@ def _convert(arguments: argparse.Namespace) -> int:
     # The report has the digests of both files, which take their time on large ones.
     value = report.conversion(results) if arguments.json or arguments.report else {}
     if arguments.report:
-        from lstmconvert import gate_maps
+        from lstmconvert import gate_maps, opening
 
         told = _read_options(arguments)
-        opened = conversion.open_source(arguments.source, told)
+        opened = opening.open_source(arguments.source, told)
         again, told_again = conversion.reopened(results)
         _save_report(
             arguments, {**value, "gate_maps": gate_maps.gate_maps(opened, again, (told, told_again))}
@@ -344,30 +344,30 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from lstmconvert import conversion, report, text
+    from lstmconvert import opening, report, text
 
-    value = report.inspection(conversion.open_source(arguments.source, _read_options(arguments)))
+    value = report.inspection(opening.open_source(arguments.source, _read_options(arguments)))
     _show(arguments, value, lambda: text.inspection(value, verbose=arguments.verbose))
     return 0
 
 
 def _trace(arguments: argparse.Namespace) -> int:
-    from lstmconvert import conversion, text, tracing
+    from lstmconvert import opening, text, tracing
 
-    source = conversion.open_source(arguments.source, _read_options(arguments))
+    source = opening.open_source(arguments.source, _read_options(arguments))
     value = tracing.trace_file(source, tracing.load_array(arguments.input), arguments.layer)
     _show(arguments, value, lambda: text.trace(value))
     return 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from lstmconvert import conversion, report, text, tracing, verification
+    from lstmconvert import report, text, tracing, verification
     from lstmconvert.errors import Usage
 
     if arguments.target is None:
         if arguments.input is not None or arguments.runtime or arguments.report:
             raise Usage("one file alone takes no --input, --runtime or --report", remedy="Name both files.")
-        carried = conversion.carried_proof(arguments.source, _read_options(arguments))
+        carried = verification.carried_proof(arguments.source, _read_options(arguments))
         _show(arguments, carried, lambda: text.carried(carried))
         return 0 if carried["verdict"] == "intact" else 1
     inputs = None if arguments.input is None else tracing.load_arrays(arguments.input)
@@ -383,7 +383,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     if arguments.report:
         from lstmconvert import gate_maps
 
-        sides, told = conversion.open_both(arguments.source, arguments.target, _read_options(arguments))
+        sides, told = verification.open_both(arguments.source, arguments.target, _read_options(arguments))
         _save_report(arguments, {**value, "gate_maps": gate_maps.gate_maps(*sides, told)})
     _show(arguments, value, lambda: text.proof(proof, verbose=arguments.verbose))
     return 0 if proof.proved else 1

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from lstmconvert import conversion
-from lstmconvert.conversion import Source
+from lstmconvert import opening
+from lstmconvert.opening import Source
 from lstmconvert.options import ReadOptions
 from lstmconvert.tensors import Array
 
@@ -21,7 +21,7 @@ def gate_maps(
     element; ``None`` where the block is absent or computed), and ``weights`` (``mean``, ``deviation``,
     ``least``, ``largest``) of the source's block.
     """
-    places = [conversion.block_places(f, o) for f, o in zip((first, second), options, strict=True)]
+    places = [opening.block_places(f, o) for f, o in zip((first, second), options, strict=True)]
     rows: list[dict[str, Any]] = []
     for (name, held), other in zip(first.model.recurrent.items(), second.model.recurrent, strict=False):
         one, two = places[0].get(name, {}), places[1].get(other, {})

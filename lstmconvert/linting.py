@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lstmconvert import conversion, registry
+from lstmconvert import opening, registry
 from lstmconvert.canonical import GruEquations, RecurrentLayer, ResetPlace
 from lstmconvert.containers import Archive
 from lstmconvert.errors import UnsupportedSource
@@ -71,7 +71,7 @@ def check(path: str | Path, options: ReadOptions | None = None) -> list[Finding]
     if proto is not None and hasattr(proto, "graph"):
         found += _nodes(proto, archive.tensors)
     try:
-        source = conversion.open_source(path, options or ReadOptions())
+        source = opening.open_source(path, options or ReadOptions())
     except UnsupportedSource:
         if proto is None:
             raise

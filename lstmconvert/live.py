@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lstmconvert import lowering, registry
-from lstmconvert.conversion import read
 from lstmconvert.errors import Usage
 from lstmconvert.model import Model
+from lstmconvert.opening import read
 from lstmconvert.options import WriteOptions
 
 

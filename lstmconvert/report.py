@@ -43,7 +43,8 @@ from lstmconvert.model import Layer, Model, OperationLayer
 from lstmconvert.proof import LayerProof, Proof, WholeProof
 
 if TYPE_CHECKING:
-    from lstmconvert.conversion import Result, Source
+    from lstmconvert.conversion import Result
+    from lstmconvert.opening import Source
 
 SCHEMA = 1
 """Version of the report's form."""

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from lstmconvert.canonical import RecurrentLayer
-from lstmconvert.conversion import Source
 from lstmconvert.equations import Trace
 from lstmconvert.errors import BadFile, Usage
 from lstmconvert.model import Model
+from lstmconvert.opening import Source
 from lstmconvert.report import activations
 from lstmconvert.tensors import Array
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import lstmconvert as lc
-from lstmconvert import conversion, registry
+from lstmconvert import destinations, registry
 from lstmconvert.canonical import RecurrentLayer
 from lstmconvert.cli import main
 from lstmconvert.lowering import Rewrite
@@ -291,6 +291,6 @@ def test_errors_are_plain_lines_with_their_status(
 
 
 def test_the_default_target_is_named_after_the_source() -> None:
-    assert conversion.default_target(Path("a/model.weights.h5"), ".onnx") == Path("a/model.onnx")
-    assert conversion.default_target(Path("a/model.h5"), ".safetensors") == Path("a/model.safetensors")
-    assert conversion.default_target(Path("checkpoint"), ".onnx") == Path("checkpoint.onnx")
+    assert destinations.default_target(Path("a/model.weights.h5"), ".onnx") == Path("a/model.onnx")
+    assert destinations.default_target(Path("a/model.h5"), ".safetensors") == Path("a/model.safetensors")
+    assert destinations.default_target(Path("checkpoint"), ".onnx") == Path("checkpoint.onnx")

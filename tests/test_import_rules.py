@@ -48,6 +48,9 @@ ROOMS: tuple[frozenset[str], ...] = (
     frozenset({"optimizers"}),
     frozenset({"proof", "capabilities", "pairs", "movement", "sketch"}),
     frozenset({"whole", "report", "page"}),
+    frozenset({"opening", "destinations"}),
+    frozenset({"planning"}),
+    frozenset({"judging"}),
     frozenset({"conversion"}),
     frozenset(
         {

@@ -22,10 +22,10 @@ from lstmconvert.canonical import (
     ResetPlace,
     Weights,
 )
-from lstmconvert.conversion import verify_models
 from lstmconvert.dialect import block_keys, reasons
 from lstmconvert.errors import NotRepresentable
 from lstmconvert.gates import GATES, Cell, Direction, Gate, Part
+from lstmconvert.judging import verify_models
 from lstmconvert.mapping import Layout
 from lstmconvert.model import Model
 from lstmconvert.tensors import Array, Lazy

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lstmconvert
-from lstmconvert import conversion, provenance
+from lstmconvert import provenance, verification
 from lstmconvert.tensors import Lazy
 from scripts import large_model
 
@@ -20,7 +20,7 @@ def test_a_written_file_is_sealed_with_what_is_in_it(tmp_path: Path, name: str) 
     source = large_model.write(tmp_path / "model.h5", [7, 300], input_size=600)
     target = tmp_path / name
     lstmconvert.convert(source, target, to="pytorch" if name == "a.npz" else None)
-    found = conversion.carried_proof(target)
+    found = verification.carried_proof(target)
     assert found["verdict"] == "intact", found
     weights = lstmconvert.read(target).recurrent["lstm_2"].directions[0].weights
     last = np.ascontiguousarray(next(iter(weights.values())).read()[:1, :1]).tobytes()
@@ -30,7 +30,7 @@ def test_a_written_file_is_sealed_with_what_is_in_it(tmp_path: Path, name: str) 
     changed = tmp_path / f"changed-{name}"
     changed.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
     try:
-        assert conversion.carried_proof(changed)["verdict"] == "changed"
+        assert verification.carried_proof(changed)["verdict"] == "changed"
     except lstmconvert.BadFile as error:
         assert "checksum" in str(error)  # The container's own.
 

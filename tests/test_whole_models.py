@@ -11,7 +11,7 @@ import onnxruntime
 from onnx import helper
 
 import lstmconvert as lc
-from lstmconvert import conversion
+from lstmconvert import verification
 from lstmconvert.activations import Activation
 from lstmconvert.canonical import RnnEquations
 from lstmconvert.model import Model
@@ -35,12 +35,12 @@ def run_onnx(path: Path, feeds: dict[str, Array]) -> dict[str, Array]:
     return dict(zip(names, session.run(names, feeds), strict=True))
 
 
-def proved(source: Path, target: Path, **options: Any) -> conversion.Result:
+def proved(source: Path, target: Path, **options: Any) -> lc.Result:
     """A conversion that is proved, and that still is when the file is asked for its proof."""
     result = lc.convert(source, target, **options)
     assert result.proof is not None
     assert result.proof.verdict == "proved"
-    assert conversion.carried_proof(target)["verdict"] == "intact"
+    assert verification.carried_proof(target)["verdict"] == "intact"
     return result
 
 

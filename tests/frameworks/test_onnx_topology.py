@@ -926,12 +926,12 @@ def test_a_normalised_file_says_what_was_changed(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_read_as_a_whole_says_why_in_the_report(tmp_path: Path) -> None:
     import lstmconvert as lc
-    from lstmconvert import conversion, report, text
+    from lstmconvert import opening, report, text
 
     path = unusual(tmp_path, node("Sin", ["Y"], ["y"], "wave"))
     result = lc.convert(path, tmp_path / "weights.safetensors")
     assert any("node 'wave' (Sin)" in reason for reason in report.conversion(result)["skipped"])
-    value = report.inspection(conversion.open_source(path, ReadOptions()))
+    value = report.inspection(opening.open_source(path, ReadOptions()))
     assert "node 'wave' (Sin)" in value["topology_unknown"]
     shown = text.inspection(value, verbose=False)
     assert "node 'wave' (Sin)" in shown

@@ -13,7 +13,7 @@ import torch
 from lstmconvert import lowering, mapping
 from lstmconvert.canonical import RecurrentLayer, RnnEquations
 from lstmconvert.containers import Archive, npz, safetensors, torch_archive
-from lstmconvert.errors import AmbiguousSource, BadFile, UnsupportedSource, Usage
+from lstmconvert.errors import AmbiguousSource, BadFile, Usage
 from lstmconvert.frameworks import pytorch, pytorch_live
 from lstmconvert.model import Model
 from lstmconvert.options import ReadOptions, WriteOptions
@@ -193,12 +193,6 @@ def test_tensors_that_contradict_each_other_are_named(broken: dict[str, Any], me
     with pytest.raises(BadFile, match=message) as raised:
         read(state)
     assert raised.value.place is None or "l" in raised.value.place
-
-
-def test_a_quantised_module_is_refused_by_name() -> None:
-    archive = Archive({"rnn._all_weight_values.0.param": Lazy.of(np.zeros(3))})
-    with pytest.raises(UnsupportedSource, match="quantised"):
-        pytorch.read(archive, "torch_archive", ReadOptions())
 
 
 CONTAINERS = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lstmconvert as lc
-from lstmconvert import conversion, layout, mapping
+from lstmconvert import layout, mapping, opening
 from lstmconvert.options import ReadOptions
 from tests.corpus import corpus_file
 from tests.test_acceptance import beatnet, chars2vec_layer, silero_cell
@@ -27,7 +27,7 @@ LAYERS = {
 }  # fmt: skip
 
 
-def stripped(source: conversion.Source, name: str) -> list[Array]:
+def stripped(source: opening.Source, name: str) -> list[Array]:
     """A layer's arrays as its file has them, or, where that computes them, as its framework lays them out."""
     layer = source.model.recurrent[name]
     if all(tensor in source.archive.tensors for tensor in layer.origin):
@@ -39,7 +39,7 @@ def stripped(source: conversion.Source, name: str) -> list[Array]:
 
 @pytest.mark.parametrize(("file", "number"), [(f, n) for f, count in LAYERS.items() for n in range(count)])
 def test_every_layer_of_the_corpus_is_found(file: str, number: int) -> None:
-    source = conversion.open_source(corpus_file(file), TOLD.get(file, ReadOptions()))
+    source = opening.open_source(corpus_file(file), TOLD.get(file, ReadOptions()))
     name = list(source.model.recurrent)[number]
     layer = source.model.recurrent[name]
     x = np.random.default_rng(number).standard_normal((2, 6, layer.input_size)).astype(np.float32)
@@ -60,20 +60,20 @@ def test_every_layer_of_the_corpus_is_found(file: str, number: int) -> None:
 def test_samples_of_the_runtimes_themselves() -> None:
     rng = np.random.default_rng(2)
     x = rng.standard_normal((2, 7, 59)).astype(np.float32)
-    source = conversion.open_source(corpus_file("chars2vec_eng50"), TOLD["chars2vec_eng50"])
+    source = opening.open_source(corpus_file("chars2vec_eng50"), TOLD["chars2vec_eng50"])
     found = lc.identify(stripped(source, "lstm_1"), x, chars2vec_layer("lstm_1", x))
     assert found.certain
     assert found.as_json()["layers"][0]["activations"]["gate"] == "hard_sigmoid(0.2, 0.5)"
 
     x = rng.standard_normal((2, 6, 150)).astype(np.float32)
-    source = conversion.open_source(corpus_file("beatnet"), ReadOptions())
+    source = opening.open_source(corpus_file("beatnet"), ReadOptions())
     arrays = [array for name in source.model.recurrent for array in stripped(source, name)]
     both = lc.identify(arrays, x, beatnet(x))
     assert both.certain
     assert [own.layer.origin[0] for own in both.layers] == ["arr_0", "arr_4"]
 
     x = rng.standard_normal((2, 6, 128)).astype(np.float32)
-    source = conversion.open_source(corpus_file("silero_vad_jit"), ReadOptions())
+    source = opening.open_source(corpus_file("silero_vad_jit"), ReadOptions())
     found = lc.identify(stripped(source, next(iter(source.model.recurrent))), x, silero_cell(x))
     assert found.certain
     assert found.mapping == "pytorch"
