@@ -40,6 +40,8 @@ def prove(
     if model.calls is None:
         return [], [f"{path.name} was not run in its runtime: it does not say how its layers are wired"]
     cases = [whole.given_inputs(model, inputs)] if inputs is not None else whole.random_inputs(model)
+    if whole.any_empty(cases):
+        return [], [f"{path.name} was not run in its runtime: it takes an input without elements"]
     try:
         name, got = _RUNNERS[model.framework](model, path, cases)
     except KeyError:

@@ -60,6 +60,8 @@ def prove(
         if short is not None:
             return short
     cases = [given_inputs(source, inputs)] if inputs is not None else random_inputs(source)
+    if any_empty(cases):
+        return [], ["the whole model was not run: it takes an input without elements"]
     proofs: list[WholeProof] = []
     skipped: list[str] = []
     exact = [outputs(source, case, np.float64) for case in cases]
@@ -101,6 +103,11 @@ def prove(
             "the whole model was not run: the target's topology is code that only its framework runs"
         )
     return proofs, skipped
+
+
+def any_empty(cases: Sequence[Mapping[str, Array]]) -> bool:
+    """Whether an input has no elements: nothing can differ there, and ONNX Runtime 1.32 aborts on some."""
+    return any(array.size == 0 for case in cases for array in case.values())
 
 
 def _prove_states(
