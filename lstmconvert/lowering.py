@@ -190,11 +190,18 @@ def _refusal(
             not reasons(layout, _rewritten(layer, layout).layer) for layout in _candidates(other, layer.cell)
         ):
             able.append(other.title)
+    remedy = None
+    if "no cell clip" in why and able:
+        remedy = (
+            "If no cell state ever reaches the bound, leave it out with --cell-clip inf. "
+            f"Targets that can hold it: {', '.join(able)}."
+        )
     return NotRepresentable(
         f"{mapping.title} cannot express this {layer.cell.upper()}",
         reasons=why,
         alternatives=able,
         place=f"layer {layer.name!r}",
+        remedy=remedy,
     )
 
 

@@ -86,6 +86,7 @@ _CONTAINERS = (
         (b"<", b"\xef\xbb\xbf<"),
     ),
     ContainerEntry("ncnn_files", "lstmconvert.containers.ncnn_files", "ncnn", (".param",), (b"7767517",)),
+    ContainerEntry("tflite_file", "lstmconvert.containers.tflite_file", "TFLite", (".tflite",), (b"",)),
     ContainerEntry("onnx_file", "lstmconvert.containers.onnx_file", "ONNX", (".onnx",), (b"",)),
 )
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from lstmconvert.canonical import RecurrentLayer, Returns, ReverseOutput
+from lstmconvert.canonical import Merge, RecurrentLayer, Returns, ReverseOutput
 from lstmconvert.gates import Direction
 from lstmconvert.model import Call, Model, OperationLayer
-from lstmconvert.operations import Reverse
+from lstmconvert.operations import Combination, Combine, Concatenate, Reverse, Select
 
 _FLIPPED = {
     ReverseOutput.INPUT_ORDER: ReverseOutput.VISITED_ORDER,
@@ -55,10 +55,7 @@ def fold_reversals(model: Model) -> Model:
 
 def _fold_one(model: Model) -> Model | None:
     calls = model.calls or ()
-    uses = Counter(
-        v for call in calls for v in (*call.inputs, *call.initial_state, call.mask) if v is not None
-    )
-    uses.update(port.value for port in model.outputs)
+    uses = _uses(model)
     shared = Counter(call.layer for call in calls)
     producers = {call.outputs[0]: call for call in calls}
     for call in calls:
@@ -110,12 +107,13 @@ def _joined(
     *,
     inputs: tuple[str, ...] | None = None,
     outputs: tuple[str, ...] | None = None,
+    count: int = 1,
 ) -> Model:
-    """The model without the flip, and the recurrent call in its place."""
+    """The model without the flip; the recurrent call has its place, and its first ``count`` outputs."""
     new = replace(
         recurrent,
         inputs=recurrent.inputs if inputs is None else inputs,
-        outputs=recurrent.outputs if outputs is None else (*outputs, *recurrent.outputs[1:]),
+        outputs=recurrent.outputs if outputs is None else (*outputs, *recurrent.outputs[count:]),
     )
     calls = tuple(new if call is recurrent else call for call in model.calls or () if call is not flip)
     still_used = {call.layer for call in calls}
@@ -125,3 +123,116 @@ def _joined(
         if name != flip.layer or name in still_used
     }
     return replace(model, layers=layers, calls=calls)
+
+
+def fold_last_steps(model: Model) -> Model:
+    """Layers of one direction of which only the step that is visited last is used give only that step."""
+    while model.calls is not None:
+        folded = next((new for call in model.calls if (new := _last_step(model, call)) is not None), None)
+        if folded is None:
+            return model
+        model = folded
+    return model
+
+
+def _last_step(model: Model, select: Call) -> Model | None:
+    calls = model.calls or ()
+    picked = model.layers[select.layer]
+    if not isinstance(picked, OperationLayer) or not isinstance(picked.operation, Select):
+        return None
+    call = next((call for call in calls if call.outputs[0] == select.inputs[0]), None)
+    layer = None if call is None else _alone(model, call, Counter(call.layer for call in calls))
+    if call is None or layer is None or _uses(model)[call.outputs[0]] != 1 or call.mask is not None:
+        return None
+    sequence = layer.sequence
+    backwards = layer.directions[0].direction is Direction.REVERSE
+    first = backwards and sequence.reverse_output is ReverseOutput.INPUT_ORDER
+    if sequence.returns is not Returns.SEQUENCE or picked.operation != Select(1, 0 if first else -1):
+        return None
+    behaviour = replace(sequence, returns=Returns.LAST, reverse_output=ReverseOutput.INPUT_ORDER)
+    return _joined(model, select, call, replace(layer, sequence=behaviour), outputs=select.outputs)
+
+
+_MERGES = {
+    Concatenate(-1): Merge.CONCAT,
+    Combine(Combination.ADD): Merge.SUM,
+    Combine(Combination.MULTIPLY): Merge.MULTIPLY,
+    Combine(Combination.AVERAGE): Merge.AVERAGE,
+}
+
+
+def pair_directions(model: Model) -> Model:
+    """A forward and a reverse layer of one input, whose outputs are joined, become one of two directions.
+
+    It has the name of what joined them. The same of one layer whose directions are outputs of their own.
+    """
+    while model.calls is not None:
+        folded = next((new for call in model.calls if (new := _pair(model, call)) is not None), None)
+        if folded is None:
+            return model
+        model = folded
+    return model
+
+
+def _pair(model: Model, join: Call) -> Model | None:
+    calls = model.calls or ()
+    joining = model.layers[join.layer]
+    if not isinstance(joining, OperationLayer) or joining.operation not in _MERGES or len(join.inputs) != 2:
+        return None
+    uses, shared = _uses(model), Counter(call.layer for call in calls)
+    if shared[join.layer] != 1:
+        return None
+    makers = {value: call for call in calls for value in call.outputs}
+    whole = makers.get(join.inputs[0])
+    if whole is not None and whole.outputs == join.inputs and shared[whole.layer] == 1:
+        held = model.layers[whole.layer]
+        if isinstance(held, RecurrentLayer) and all(uses[value] == 1 for value in join.inputs):
+            sequence = replace(held.sequence, merge=_MERGES[joining.operation])
+            return _joined(
+                model, join, whole, replace(held, sequence=sequence), outputs=join.outputs, count=2
+            )
+        return None
+    found = []
+    for value, direction in zip(join.inputs, (Direction.FORWARD, Direction.REVERSE), strict=True):
+        call = makers.get(value)
+        layer = None if call is None else _alone(model, call, shared)
+        if call is None or layer is None or uses[value] != 1:
+            return None
+        plain = call.mask is None and not call.initial_state and len(call.outputs) == 1
+        if not plain or layer.directions[0].direction is not direction:
+            return None
+        found.append((call, layer))
+    (first, forward), (second, backward) = found
+    behaviour = replace(forward.sequence, merge=_MERGES[joining.operation])
+    names = ("cell", "input_size", "hidden_size", "recurrent_size", "dtype")
+    if (
+        first.inputs != second.inputs
+        or replace(backward.sequence, merge=behaviour.merge) != behaviour
+        or behaviour.reverse_output is not ReverseOutput.INPUT_ORDER
+        or any(getattr(forward, name) != getattr(backward, name) for name in names)
+    ):
+        return None
+    both = replace(
+        forward,
+        name=join.layer,
+        directions=(*forward.directions, *backward.directions),
+        sequence=behaviour,
+        origin=(*forward.origin, *backward.origin),
+    )
+    new = Call(join.layer, first.inputs, join.outputs)
+    kept = tuple(new if call is join else call for call in calls if call is not first and call is not second)
+    layers = {
+        name: both if name == join.layer else layer
+        for name, layer in model.layers.items()
+        if name not in (first.layer, second.layer)
+    }
+    return replace(model, layers=layers, calls=kept)
+
+
+def _uses(model: Model) -> Counter[str]:
+    calls = model.calls or ()
+    uses = Counter(
+        v for call in calls for v in (*call.inputs, *call.initial_state, call.mask) if v is not None
+    )
+    uses.update(port.value for port in model.outputs)
+    return uses

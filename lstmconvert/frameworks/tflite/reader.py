@@ -1,0 +1,280 @@
+"""Graphs to models: the fused recurrent operators, and plain operators beside them.
+
+Every operator that an output depends on is read, or the model has no calls and ``metadata["topology"]`` says
+which one is not. The batch is free whatever length the file gives it: LiteRT resizes it.
+
+The states of a recurrent operator are variables that an interpreter keeps from one run to the next until it
+is told to reset them; a layer is read as one that begins at zero, and that is noted. Where the graph itself
+sets them to zero, it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from lstmconvert import simplify
+from lstmconvert.canonical import Merge, RecurrentLayer
+from lstmconvert.containers import Archive
+from lstmconvert.errors import BadFile, UnsupportedSource
+from lstmconvert.frameworks.tflite import kernels, neighbours, recurrent
+from lstmconvert.frameworks.tflite.kernels import Known
+from lstmconvert.frameworks.tflite.neighbours import Flow, NotRead
+from lstmconvert.model import Call, Layer, Model, OperationLayer, Port
+from lstmconvert.operations import Operation, Transpose
+from lstmconvert.options import ReadOptions
+from lstmconvert.reading_notes import Note, note
+from lstmconvert.tensors import Lazy
+
+_TIME_FIRST = (1, 0, 2)
+_LOOPS = ("WHILE", "CALL_ONCE", "VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "IF")
+_SINGLE = ("LSTM", "RNN", "SVDF")
+
+
+def read(archive: Archive, options: ReadOptions) -> Model:
+    """The recurrent layers of a graph and, where all operators are known, its wiring.
+
+    Raises:
+        BadFile: when an operator contradicts itself or its kernel.
+        UnsupportedSource: when there is no fused recurrent operator, or one has what is not known here.
+    """
+    return Reader(archive, options).model()
+
+
+class Reader:
+    """One graph on its way to a model: what is known of each of its tensors, and what was read so far."""
+
+    def __init__(self, archive: Archive, options: ReadOptions) -> None:
+        graph = archive.metadata["graph"]
+        self.archive = archive
+        self.options = options
+        self.entries: Sequence[Mapping[str, Any]] = graph["tensors"]
+        self.operators: Sequence[Mapping[str, Any]] = graph["operators"]
+        self.ports: Mapping[str, Sequence[tuple[str, int]]] = graph
+        self.values: dict[int, Known | Flow] = {}
+        self.layers: dict[str, Layer] = {}
+        self.calls: list[Call] = []
+        self.inputs: list[Port] = []
+        self.notes: list[Note] = []
+        self.against = ""
+        self.defined: set[str] = set()
+
+    def model(self) -> Model:
+        """What the graph is."""
+        for number, entry in enumerate(self.entries):
+            if entry["constant"] and not entry["unread"]:
+                tensor = self.archive.tensors[entry["name"]]
+                self.values[number] = kernels.constant(entry, tensor)
+        for name, number in self.ports["inputs"]:
+            self._input(name, number)
+        for operator in self._needed():
+            self._visit(operator)
+        metadata: dict[str, Any] = {
+            "name": self.archive.metadata.get("description") or "model",
+            "rewrites": self.notes,
+        }
+        found = {name: layer for name, layer in self.layers.items() if isinstance(layer, RecurrentLayer)}
+        if not found:
+            raise self._nothing()
+        if self.options.layer is not None:
+            return Model(found, framework="tflite", metadata=metadata)
+        outputs = self._outputs()
+        if self.against:
+            return Model(found, framework="tflite", metadata={**metadata, "topology": self.against})
+        used = {value for call in self.calls for value in (*call.inputs, *call.initial_state)}
+        inputs = tuple(port for port in self.inputs if port.value in used)
+        model = Model(self.layers, tuple(self.calls), inputs, outputs, "tflite", metadata)
+        return simplify.pair_directions(simplify.fold_last_steps(simplify.fold_reversals(model)))
+
+    def _nothing(self) -> UnsupportedSource:
+        kinds = {operator["type"] for operator in self.operators}
+        loops = [kind for kind in _LOOPS if kind in kinds]
+        single = [kind for kind in _SINGLE if kind in kinds]
+        if self.options.layer is not None:
+            return UnsupportedSource(f"the graph has no recurrent layer {self.options.layer!r}")
+        if loops:
+            return UnsupportedSource(
+                f"the graph runs its layers as a loop ({loops[0]}): only fused recurrent operators are read",
+                expected=", ".join(recurrent.CELLS),
+                remedy="Convert the model that this file was made from (Keras, SavedModel); of GRU and "
+                "SimpleRNN layers TensorFlow's converter makes loops, there is no fused operator for them.",
+            )
+        if single:
+            return UnsupportedSource(
+                f"the graph has {single[0]}, one step of a layer: only operators over sequences are read",
+                expected=", ".join(recurrent.CELLS),
+                remedy="Convert the model that this file was made from.",
+            )
+        return UnsupportedSource("the graph has no fused recurrent operator")
+
+    def _needed(self) -> list[Mapping[str, Any]]:
+        """The operators that outputs or recurrent layers depend on, but for what sets a state to zero."""
+        wanted = {number for _, number in self.ports["outputs"]}
+        found: list[Mapping[str, Any]] = []
+        for operator in reversed(self.operators):
+            kind = operator["type"]
+            if kind not in recurrent.CELLS and wanted.isdisjoint(operator["outputs"]):
+                continue
+            found.append(operator)
+            wanted.update(operator["inputs"][:1] if kind in recurrent.CELLS else operator["inputs"])
+        return found[::-1]
+
+    def _give_up(self, reason: str) -> None:
+        self.against = self.against or reason
+
+    def _input(self, name: str, number: int) -> None:
+        entry = self.entries[number]
+        if not entry["shape"] or not entry["dtype"]:
+            return
+        if "scale" in entry and entry["dtype"] not in ("float32", "float16"):
+            self._give_up(f"the input {name!r} is quantised")
+            return
+        shape = (None, *entry["shape"][1:])
+        value = self._value(name)
+        self.inputs.append(Port(name, value, shape, entry["dtype"]))
+        self.values[number] = Flow(value, shape)
+
+    def _outputs(self) -> tuple[Port, ...]:
+        found = []
+        for name, number in self.ports["outputs"]:
+            value = self.values.get(number)
+            if not isinstance(value, Flow):
+                self._give_up(f"the output {name!r} is not worked out from the input by known operators")
+                continue
+            entry = self.entries[number]
+            value = self.arranged(value, name)
+            shape = (None, *entry["shape"][1:]) if len(entry["shape"]) == len(value.shape) else value.shape
+            found.append(Port(name, value.name, shape, entry["dtype"]))
+        return tuple(found)
+
+    def _value(self, wanted: str) -> str:
+        name, count = wanted, 1
+        while name in self.defined:
+            count += 1
+            name = f"{wanted}_{count}"
+        self.defined.add(name)
+        return name
+
+    def _layer_name(self, wanted: str) -> str:
+        name, count = wanted, 1
+        while name in self.layers:
+            count += 1
+            name = f"{wanted}_{count}"
+        return name
+
+    def emit(
+        self,
+        operation: Operation,
+        given: Sequence[Flow],
+        title: str,
+        shape: tuple[int | None, ...],
+        weights: Mapping[str, Lazy] | None = None,
+    ) -> Flow:
+        """One more layer, and the value that it gives."""
+        name = self._layer_name(title)
+        self.layers[name] = OperationLayer(name, operation, dict(weights or {}), (title,))
+        value = self._value(f"{name}.y")
+        self.calls.append(Call(name, tuple(flow.name for flow in given), (value,)))
+        return Flow(value, shape)
+
+    def arranged(self, flow: Flow, title: str) -> Flow:
+        """A value in the order of axes that the graph has it in."""
+        if not flow.turned:
+            return flow
+        batch, time, features = flow.shape
+        return self.emit(
+            Transpose(_TIME_FIRST), [Flow(flow.name, flow.shape)], title, (time, batch, features)
+        )
+
+    def _visit(self, operator: Mapping[str, Any]) -> None:
+        kind = operator["type"]
+        if not operator["outputs"]:
+            return
+        if kind in recurrent.CELLS:
+            self._recurrent(operator)
+            return
+        given = [None if number < 0 else self.values.get(number) for number in operator["inputs"]]
+        result = operator["outputs"][0]
+        if given and all(isinstance(value, Known) for value in given):
+            folded = neighbours.folded(kind, [v for v in given if isinstance(v, Known)])
+            if folded is not None:
+                self.values[result] = folded
+                return
+        if any(isinstance(value, Flow) for value in given) and not self.against:
+            try:
+                self.values[result] = neighbours.result(self, operator, given, self.entries[result])
+            except NotRead as reason:
+                self._give_up(f"{self.entries[result]['name']!r}: {reason}")
+
+    def title_of(self, operator: Mapping[str, Any]) -> str:
+        """A name for the layer of an operator: that of its output, if it has one of its own."""
+        name: str = self.entries[operator["outputs"][0]]["name"]
+        plain = name.split(":")[0].split(";")[0].strip("/")
+        if not plain or "PartitionedCall" in plain or "Identity" in plain:
+            kind: str = operator["type"].lower().removeprefix("unidirectional_sequence_")
+            plain = kind.removeprefix("bidirectional_sequence_")
+        return plain
+
+    # Recurrent layers.
+
+    def _recurrent(self, operator: Mapping[str, Any]) -> None:
+        name = self._layer_name(self.title_of(operator))
+        operands = recurrent.operands(operator)
+        states = recurrent.state_names(list(operands))
+        if self.options.layer not in (None, name):
+            return
+        x = operands.pop("input")
+        if self.entries[x]["dtype"] != "float32":
+            raise UnsupportedSource(
+                "a layer that computes in whole numbers throughout is not read",
+                place=f"layer {name!r}",
+                found=f"its input is of {self.entries[x]['dtype'] or 'an unknown dtype'}",
+                remedy="Convert the model again with float32 or with dynamic range (8 bit weights only).",
+            )
+        given: dict[str, Known | None] = {}
+        for key, number in operands.items():
+            if key not in states:
+                value = self.values.get(number)
+                given[key] = value if isinstance(value, Known) else None
+        layer = recurrent.layer_of(name, operator, given, self.options, self.notes)
+        self.layers[name] = layer
+        if len(operator["outputs"]) != recurrent.output_count(operator):
+            raise BadFile("unexpected number of outputs", place=f"layer {name!r}")
+        self._check_states(name, [operands[state] for state in states])
+        self._wire(operator, layer, x)
+
+    def _check_states(self, name: str, states: Sequence[int]) -> None:
+        makers = {number: operator["type"] for operator in self.operators for number in operator["outputs"]}
+        persistent = False
+        for number in states:
+            if number not in makers and self.entries[number]["variable"]:
+                persistent = True
+            elif makers.get(number) != "ZEROS_LIKE":
+                self._give_up(f"{name!r}: its initial state is worked out by the graph")
+        if persistent:
+            text = (
+                "an interpreter keeps the states of this layer between runs until they are reset; "
+                "here every run begins at zero"
+            )
+            self.notes.append(note(name, "states_begin_at_zero", text))
+
+    def _wire(self, operator: Mapping[str, Any], layer: RecurrentLayer, x: int) -> None:
+        name, flow = layer.name, self.values.get(x)
+        if not isinstance(flow, Flow) or len(flow.shape) != 3:
+            self._give_up(f"what {name!r} takes is not understood")
+            return
+        if recurrent.is_time_major(operator) != flow.turned:
+            if not flow.turned:
+                self._give_up(f"{name!r} takes (time, batch, features), and so does the model")
+                return
+            flow = self.arranged(flow, name)
+        batch, time, _ = flow.shape
+        outputs = operator["outputs"]
+        values = tuple(self._value(f"{name}.y") for _ in outputs)
+        self.calls.append(Call(name, (flow.name,), values))
+        if len(outputs) == 2:
+            self.layers[name] = replace(layer, sequence=replace(layer.sequence, merge=Merge.SEPARATE))
+        width = layer.width // len(outputs)
+        for number, value in zip(outputs, values, strict=True):
+            self.values[number] = Flow(value, (batch, time, width), turned=flow.turned)

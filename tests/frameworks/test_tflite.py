@@ -1,0 +1,185 @@
+"""LiteRT models that the matrix does not have: coupled gates, scales, states, merges, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lstmconvert as lc
+from tests.matrix import judges
+from tests.matrix.judges import HIDDEN, INPUT, Case, draw, inputs
+from tests.matrix.judges_tflite import GATES, Builder, interpreter_of, layer, ran
+
+Array = np.ndarray[Any, Any]
+
+
+def close(y: Array, expected: Array) -> bool:
+    return y.shape == expected.shape and bool(np.max(np.abs(y - expected)) <= 1e-5 * np.max(np.abs(expected)))
+
+
+def lstm_file(folder: Path, case: Case, batch: int = 2, **told: Any) -> Path:
+    """One fused LSTM; ``told`` are its options."""
+    made = Builder()
+    x = made.tensor((batch, -1, INPUT), name="x")
+    y = layer(made, np.random.default_rng(case.seed), case, x, INPUT, batch)
+    for key, value in told.items():
+        setattr(made.graph.operators[0].builtinOptions, key, value)
+    return made.save(folder / "source.tflite", [x], [y])
+
+
+def test_a_written_model_begins_every_run_at_zero_at_any_batch(tmp_path: Path) -> None:
+    case = Case("lstm", 2, True, True)
+    source = judges.make_onnx(case, tmp_path)
+    target = tmp_path / "target.tflite"
+    lc.convert(source.path, target)
+    rng = np.random.default_rng(case.seed)
+    for batch, time in ((3, 5), (1, 2), (5, 9)):
+        interpreter = interpreter_of(target, (batch, time, INPUT))
+        (given,), (back,) = interpreter.get_input_details(), interpreter.get_output_details()
+        for run in range(3):
+            x = rng.normal(0, 1.2, (batch, time, INPUT)).astype(np.float32)
+            if run == 1:
+                x[0, 0, 0] = np.nan  # what is set to zero looks at no number
+            interpreter.set_tensor(given["index"], x)
+            interpreter.invoke()
+            expected = judges.run_onnx(source.path, x, case)
+            rows = slice(1, None) if run == 1 else slice(None)
+            if batch > 1 or run != 1:
+                assert close(interpreter.get_tensor(back["index"])[rows], expected[rows])
+
+
+def test_that_an_interpreter_keeps_states_is_told(tmp_path: Path) -> None:
+    path = lstm_file(tmp_path, Case("lstm", 1, False, True))
+    result = lc.convert(path, tmp_path / "out.onnx")
+    assert any("keeps the states" in step.description for step in result.rewrites)
+    lc.convert(tmp_path / "out.onnx", tmp_path / "again.tflite")
+    result = lc.convert(tmp_path / "again.tflite", tmp_path / "back.onnx")
+    assert not any("keeps the states" in step.description for step in result.rewrites)
+
+
+@pytest.mark.parametrize("option", ["plain", "peephole"])
+def test_without_an_input_gate_it_is_one_minus_the_forget_gate(option: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    made = Builder()
+    x = made.tensor((2, -1, INPUT), name="x")
+
+    def gates(shape: tuple[int, ...]) -> list[int]:
+        return [-1, *(made.tensor(shape, draw(rng, shape)) for _ in GATES[1:])]
+
+    operands = [x, *gates((HIDDEN, INPUT)), *gates((HIDDEN, HIDDEN))]
+    peepholes = [made.tensor((HIDDEN,), draw(rng, (HIDDEN,))) for _ in range(2)]
+    operands += [-1, *peepholes] if option == "peephole" else [-1] * 3
+    operands += [*gates((HIDDEN,)), -1, -1]
+    operands += [made.tensor((2, HIDDEN), variable=True) for _ in range(2)]
+    y = made.tensor((2, -1, HIDDEN))
+    made.add(
+        "UNIDIRECTIONAL_SEQUENCE_LSTM", operands, [y], "UnidirectionalSequenceLSTMOptions",
+        fusedActivationFunction=4,
+    )  # fmt: skip
+    path = made.save(tmp_path / "coupled.tflite", [x], [y])
+    given = inputs(Case("lstm", 1, False, True))
+    (expected,) = ran(path, given)
+    lc.convert(path, tmp_path / "out.onnx")
+    assert close(judges.run_onnx(tmp_path / "out.onnx", given, Case("lstm", 1, False, True)), expected)
+
+
+def test_clips_of_cell_and_projection(tmp_path: Path) -> None:
+    case = Case("lstm", 1, False, True, "projection")
+    path = lstm_file(tmp_path, case, projClip=0.3, cellClip=0.7)
+    given = inputs(case)
+    (expected,) = ran(path, given)
+    assert np.max(np.abs(expected)) <= np.float32(0.3)
+    lc.convert(path, tmp_path / "out.tflite", to="tflite")
+    assert close(ran(tmp_path / "out.tflite", given)[0], expected)
+    lc.convert(path, tmp_path / "out.safetensors")
+    assert close(judges.run_torch(tmp_path / "out.safetensors", given, case), expected)
+
+
+def test_a_cell_clip_that_is_not_wanted(tmp_path: Path) -> None:
+    case = Case("lstm", 1, False, True)
+    path = lstm_file(tmp_path, case, cellClip=10.0)
+    with pytest.raises(lc.NotRepresentable, match="--cell-clip inf"):
+        lc.convert(path, tmp_path / "out.onnx")
+    result = lc.convert(path, tmp_path / "out.onnx", cell_clip=float("inf"))
+    assert any("bounds the cell state by 10" in step.description for step in result.rewrites)
+    given = inputs(case)
+    assert close(judges.run_onnx(tmp_path / "out.onnx", given, case), ran(path, given)[0])
+
+
+@pytest.mark.parametrize("time_major", [False, True])
+def test_a_bidirectional_operator_that_joins_its_outputs(*, time_major: bool, tmp_path: Path) -> None:
+    case = Case("lstm", 1, True, True)
+    rng = np.random.default_rng(case.seed)
+    batch = 2 if time_major else 1  # with more, the kernel is not to be relied on
+    made = Builder()
+    x = made.tensor((batch, -1, INPUT), name="x")
+    first = x
+    order = made.tensor((3,), np.array([1, 0, 2], np.int32))
+    if time_major:
+        first = made.tensor((-1, batch, INPUT))
+        made.add("TRANSPOSE", [x, order], [first])
+    layer(made, rng, case, first, INPUT, batch)
+    made.graph.operators.pop()  # the CONCATENATION
+    operator = made.graph.operators[-1]
+    joined = made.tensor((-1, batch, 2 * HIDDEN) if time_major else (batch, -1, 2 * HIDDEN))
+    operator.outputs = [joined]
+    operator.builtinOptions.mergeOutputs, operator.builtinOptions.timeMajor = True, time_major
+    y = joined
+    if time_major:
+        y = made.tensor((batch, -1, 2 * HIDDEN))
+        made.add("TRANSPOSE", [joined, order], [y])
+    path = made.save(tmp_path / "joined.tflite", [x], [y])
+    given = inputs(case)[:batch]
+    (expected,) = ran(path, given)
+    assert close(lc.read(path).run(given), expected)
+    lc.convert(path, tmp_path / "out.onnx")
+    assert close(judges.run_onnx(tmp_path / "out.onnx", given, case), expected)
+
+
+def test_a_gru_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    source = judges.make_onnx(Case("gru", 1, False, True), tmp_path)
+    with pytest.raises(lc.NotRepresentable, match="has no GRU") as caught:
+        lc.convert(source.path, tmp_path / "out.tflite")
+    assert caught.value.exit_status == 3
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("LSTM", "LSTMOptions"), ("WHILE", "WhileOptions"), ("RELU", "")]
+)
+def test_a_graph_without_fused_layers_says_what_it_has(kind: str, options: str, tmp_path: Path) -> None:
+    made = Builder()
+    x, y = made.tensor((1, INPUT)), made.tensor((1, INPUT))
+    made.add(kind, [x], [y], options)
+    path = made.save(tmp_path / "other.tflite", [x], [y])
+    with pytest.raises(lc.UnsupportedSource, match="fused|one step" if kind != "WHILE" else "loop") as caught:
+        lc.read(path)
+    assert caught.value.exit_status == 4
+
+
+def test_layer_normalization_is_refused(tmp_path: Path) -> None:
+    made = Builder()
+    rng = np.random.default_rng(1)
+    case = Case("lstm", 1, False, True)
+    x = made.tensor((2, -1, INPUT), name="x")
+    y = layer(made, rng, case, x, INPUT, 2)
+    made.graph.operators[0].inputs += [made.tensor((HIDDEN,), draw(rng, (HIDDEN,))) for _ in range(4)]
+    path = made.save(tmp_path / "normal.tflite", [x], [y])
+    with pytest.raises(lc.UnsupportedSource, match="layer normalization"):
+        lc.read(path)
+
+
+def test_an_operator_that_is_not_read_leaves_the_layers(tmp_path: Path) -> None:
+    made = Builder()
+    case = Case("lstm", 1, False, True)
+    x = made.tensor((2, -1, INPUT), name="x")
+    y = layer(made, np.random.default_rng(1), case, x, INPUT, 2)
+    z = made.tensor((2, -1, HIDDEN))
+    made.add("SIN", [y], [z])
+    model = lc.read(made.save(tmp_path / "odd.tflite", [x], [z]))
+    assert model.calls is None
+    assert "SIN is not read" in model.metadata["topology"]
+    assert len(model.recurrent) == 1
