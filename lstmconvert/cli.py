@@ -116,7 +116,7 @@ def parser(only: str = "") -> argparse.ArgumentParser:
         "3 the target cannot express the source, 4 the source cannot be read.",
     )
     top.add_argument("--version", action="store_true", help="print the release")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    commands = top.add_subparsers(prog=top.prog, dest="command", metavar="COMMAND", parser_class=_Parser)
 
     passed = _Passed(add_help=False)
 
