@@ -82,6 +82,7 @@ SCHEMA = Schema(
                 "0 activation int8, 1 cell_clip float32, 2 proj_clip float32, 3 time_major bool,"
                 "5 diagonal_recurrent_tensors bool"
             ),
+            "LeakyRelu": _fields("0 alpha float32"),
             "Pack": _fields("0 count int32, 1 axis int32"),
         }
     ),
@@ -91,7 +92,7 @@ SCHEMA = Schema(
             17: "Reshape", 21: "Activated", 23: "Gather", 26: "Empty", 27: "Reducer", 28: "Activated",
             29: "Activated", 30: "Squeeze", 31: "SequenceRNN", 32: "StridedSlice", 37: "Cast", 38: "Empty",
             59: "Pack", 69: "BidirectionalSequenceLSTM", 70: "BidirectionalSequenceRNN",
-            71: "UnidirectionalSequenceLSTM", 73: "Empty", 81: "Empty",
+            71: "UnidirectionalSequenceLSTM", 73: "Empty", 75: "LeakyRelu", 81: "Empty",
         }
     ),
 )  # fmt: skip

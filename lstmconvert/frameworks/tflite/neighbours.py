@@ -294,6 +294,12 @@ def _softmax(use: _Use) -> Flow:
     return use.reader.emit(Activate(Activation("softmax")), [x], use.title, x.shape)
 
 
+def _leaky(use: _Use) -> Flow:
+    x = use.flow()
+    slope = use.options.get("alpha", 0.0)
+    return use.reader.emit(Activate(Activation("leaky_relu", float(slope))), [x], use.title, x.shape)
+
+
 def _function(function: Activation) -> Callable[[_Use], Flow]:
     def rule(use: _Use) -> Flow:
         x = use.flow()
@@ -351,6 +357,7 @@ _RULES: Mapping[str, Callable[[_Use], Flow]] = {
     "CONCATENATION": _concatenate,
     **dict.fromkeys(_COMBINED, _combined),
     "SOFTMAX": _softmax,
+    "LEAKY_RELU": _leaky,
     "LOGISTIC": _function(Activation("sigmoid")),
     "TANH": _function(TANH),
     "RELU": _function(Activation("relu")),

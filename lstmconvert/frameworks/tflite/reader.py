@@ -6,6 +6,9 @@ which one is not. The batch is free whatever length the file gives it: LiteRT re
 The states of a recurrent operator are variables that an interpreter keeps from one run to the next until it
 is told to reset them; a layer is read as one that begins at zero, and that is noted. Where the graph itself
 sets them to zero, it does.
+
+TensorFlow's converter gives every LSTM a cell clip of 10. A cell state grows by at most one a step: where
+the sequence has a known length that is no longer, the clip does nothing, and is left out.
 """
 
 from __future__ import annotations
@@ -14,8 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from lstmconvert import simplify
-from lstmconvert.canonical import Merge, RecurrentLayer
+from lstmconvert.activations import TANH
+from lstmconvert.canonical import LstmEquations, Merge, RecurrentLayer
 from lstmconvert.containers import Archive
 from lstmconvert.errors import BadFile, UnsupportedSource
 from lstmconvert.frameworks.tflite import kernels, neighbours, recurrent
@@ -51,12 +57,14 @@ class Reader:
         self.options = options
         self.entries: Sequence[Mapping[str, Any]] = graph["tensors"]
         self.operators: Sequence[Mapping[str, Any]] = graph["operators"]
+        self.makers = {n: operator for operator in self.operators for n in operator["outputs"]}
         self.ports: Mapping[str, Sequence[tuple[str, int]]] = graph
         self.values: dict[int, Known | Flow] = {}
         self.layers: dict[str, Layer] = {}
         self.calls: list[Call] = []
         self.inputs: list[Port] = []
         self.notes: list[Note] = []
+        self.steps: dict[str, int] = {}
         self.against = ""
         self.defined: set[str] = set()
 
@@ -82,10 +90,30 @@ class Reader:
         outputs = self._outputs()
         if self.against:
             return Model(found, framework="tflite", metadata={**metadata, "topology": self.against})
+        self._leave_out_clips()
         used = {value for call in self.calls for value in (*call.inputs, *call.initial_state)}
         inputs = tuple(port for port in self.inputs if port.value in used)
         model = Model(self.layers, tuple(self.calls), inputs, outputs, "tflite", metadata)
         return simplify.pair_directions(simplify.fold_last_steps(simplify.fold_reversals(model)))
+
+    def _leave_out_clips(self) -> None:
+        """Of cell states that begin at zero and cannot reach the clip within the steps that there are."""
+        for name, steps in self.steps.items():
+            layer = self.layers[name]
+            if not isinstance(layer, RecurrentLayer) or not isinstance(layer.equations, LstmEquations):
+                continue
+            equations = layer.equations
+            if (
+                equations.cell_clip is None
+                or equations.cell_activation != TANH
+                or steps > equations.cell_clip
+            ):
+                continue
+            text = f"the cell clip of {equations.cell_clip:g} was left out: {steps} steps cannot reach it"
+            self.notes.append(note(name, "cell_clip", text))
+            free = replace(equations, cell_clip=None)
+            ways = [replace(direction, equations=free) for direction in layer.directions]
+            self.layers[name] = layer.with_directions(ways)
 
     def _nothing(self) -> UnsupportedSource:
         kinds = {operator["type"] for operator in self.operators}
@@ -117,7 +145,12 @@ class Reader:
             if kind not in recurrent.CELLS and wanted.isdisjoint(operator["outputs"]):
                 continue
             found.append(operator)
-            wanted.update(operator["inputs"][:1] if kind in recurrent.CELLS else operator["inputs"])
+            if kind in recurrent.CELLS:
+                operands = recurrent.operands(operator)
+                states = recurrent.state_names(list(operands))
+                wanted.update(number for key, number in operands.items() if key not in states)
+            else:
+                wanted.update(operator["inputs"])
         return found[::-1]
 
     def _give_up(self, reason: str) -> None:
@@ -211,7 +244,7 @@ class Reader:
         """A name for the layer of an operator: that of its output, if it has one of its own."""
         name: str = self.entries[operator["outputs"][0]]["name"]
         plain = name.split(":")[0].split(";")[0].strip("/")
-        if not plain or "PartitionedCall" in plain or "Identity" in plain:
+        if not plain or "PartitionedCall" in plain or "Identity" in plain or plain.startswith("tfl."):
             kind: str = operator["type"].lower().removeprefix("unidirectional_sequence_")
             plain = kind.removeprefix("bidirectional_sequence_")
         return plain
@@ -245,12 +278,16 @@ class Reader:
         self._wire(operator, layer, x)
 
     def _check_states(self, name: str, states: Sequence[int]) -> None:
-        makers = {number: operator["type"] for operator in self.operators for number in operator["outputs"]}
         persistent = False
         for number in states:
-            if number not in makers and self.entries[number]["variable"]:
-                persistent = True
-            elif makers.get(number) != "ZEROS_LIKE":
+            maker = self.makers.get(number)
+            kind = "" if maker is None else maker["type"]
+            if kind == "ZEROS_LIKE":
+                continue
+            persistent = True
+            start = None if maker is None or kind != "DEQUANTIZE" else self.values.get(maker["inputs"][0])
+            zero = isinstance(start, Known) and not np.any(start.tensor.read())
+            if not zero and (maker is not None or not self.entries[number]["variable"]):
                 self._give_up(f"{name!r}: its initial state is worked out by the graph")
         if persistent:
             text = (
@@ -270,6 +307,8 @@ class Reader:
                 return
             flow = self.arranged(flow, name)
         batch, time, _ = flow.shape
+        if time is not None:
+            self.steps[name] = time
         outputs = operator["outputs"]
         values = tuple(self._value(f"{name}.y") for _ in outputs)
         self.calls.append(Call(name, (flow.name,), values))
