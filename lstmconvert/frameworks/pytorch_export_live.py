@@ -29,7 +29,7 @@ import numpy as np
 from lstmconvert import interpreter
 from lstmconvert.canonical import RecurrentLayer
 from lstmconvert.errors import UnsupportedSource, VerificationFailed
-from lstmconvert.frameworks import onnx_live
+from lstmconvert.frameworks import onnx_live, pytorch_leaves
 from lstmconvert.model import Layer, Model
 from lstmconvert.tensors import Array
 
@@ -66,7 +66,9 @@ def read_traced(module: Any, example: Any) -> Model:
             found=", ".join(type(value).__name__ for value in given),
             remedy="Wrap the module in one that takes tensors only.",
         )
-    twin = copy.deepcopy(module).eval()
+    twin = pytorch_leaves.with_plain_weights(module).eval()
+    reference = copy.deepcopy(twin)
+    pytorch_leaves.keep_whole(twin)
     other = _other_sizes(twin, given)
     names = _names(twin, len(given))
     reason = ""
@@ -77,7 +79,7 @@ def read_traced(module: Any, example: Any) -> Model:
         if model.calls is not None:
             model = _renamed(model, [name for name, _ in module.named_modules() if name])
             for inputs in (given, opened):
-                _check(twin, model, inputs)
+                _check(reference, model, inputs)
             return replace(model, framework="pytorch")
     raise UnsupportedSource(
         "the wiring of this module is not understood",
@@ -124,6 +126,8 @@ def _exported(module: Any, given: Sequence[Any], other: Sequence[Any], names: Se
                 module, tuple(given), target, dynamo=False, input_names=list(names), dynamic_axes=axes,
                 opset_version=_OPSET, do_constant_folding=False,
             )  # fmt: skip
+    except UnsupportedSource:
+        raise
     except Exception as error:  # the exporter raises what it likes
         raise UnsupportedSource(
             "torch cannot export this module",

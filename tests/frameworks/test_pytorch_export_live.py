@@ -22,7 +22,7 @@ Array = np.ndarray[Any, Any]
 REFUSED = {
     torch_zoo.Projection: "projections",
     torch_zoo.Packed: "the wiring of this module",
-    torch_zoo.MultiHeadAttention: "the wiring of this module",
+    torch_zoo.Unrolled: "a recurrent cell is spelled out",
 }
 NOT_IN = {(torch_zoo.TrainedStates, "keras"): "trained initial state"}
 
@@ -41,12 +41,16 @@ def others(kind: type[nn.Module], example: Sequence[Tensor]) -> tuple[Tensor, ..
     """Inputs of another batch and another length, wherever that is free."""
     if kind is torch_zoo.CRNN:
         return tuple(torch.randn(5, *x.shape[1:]) for x in example)
-    if kind is torch_zoo.TimeMajor:
+    if kind in (torch_zoo.TimeMajor, torch_zoo.CausalAttention):
         return (torch.randn(4, 3, 3),)
+    if kind in (torch_zoo.Unrolled, torch_zoo.Autoencoder):
+        return (torch.randn(3, 7, 3),)  # the number of steps is in the module
+    if kind is torch_zoo.VoiceActivity:
+        return torch.randn(3, 3, 12), torch.randn(1, 3, 6), torch.randn(1, 3, 6)
     if kind is torch_zoo.Streaming:
         return torch.randn(3, 4, 3), torch.randn(1, 3, 6)
     if not example[0].is_floating_point():
-        return (torch.randint(0, 11, (3, 5)),)
+        return tuple(torch.randint(0, 11, (3, x.shape[1] + 2)) for x in example)
     return tuple(torch.randn(3, x.shape[1] + 2, *x.shape[2:]) for x in example)
 
 
@@ -145,3 +149,33 @@ def test_a_module_in_training_mode_is_read_as_in_eval_mode() -> None:
     assert module.training
     module.eval()
     np.testing.assert_allclose(live(*example).detach(), module(*example).detach(), atol=1e-6)
+
+
+class WithAttention(nn.Module):
+    """Attention with options."""
+
+    def __init__(self, *, weights: bool = False, padding: bool = False, **options: Any) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(3, 4, batch_first=True)
+        self.att = nn.MultiheadAttention(4, 2, batch_first=True, **options)
+        self.weights, self.padding = weights, padding
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.rnn(x)[0]
+        mask = y[..., 0] > 10 if self.padding else None
+        result = self.att(y, y, y, key_padding_mask=mask)
+        return result if self.weights else result[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"weights": True}, "weights of attention are not converted"),
+        ({"padding": True}, "attention with this mask is not converted"),
+        ({"add_bias_kv": True}, "trained or zero steps"),
+        ({"add_zero_attn": True}, "trained or zero steps"),
+    ],
+)
+def test_attention_that_no_layer_has_is_refused(options: dict[str, bool], reason: str) -> None:
+    with pytest.raises(lc.UnsupportedSource, match=reason):
+        lc.to_onnx(WithAttention(**options).eval(), torch.randn(2, 5, 3))

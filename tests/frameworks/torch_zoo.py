@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -238,6 +239,205 @@ class Packed(nn.Module):
         return self.head(y), h
 
 
+class CausalAttention(nn.Module):
+    """Attention of each step to those before it, time first, over a GRU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(3, 8)
+        self.att = nn.MultiheadAttention(8, 4)
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Any:
+        y, _ = self.rnn(x)
+        mask = torch.ones(x.shape[0], x.shape[0], dtype=torch.bool).triu(1)
+        a, _ = self.att(y, y, y, attn_mask=mask)
+        return self.norm(y + a)
+
+
+class CrossAttention(nn.Module):
+    """A decoder that attends to an encoder of other sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.LSTM(3, 5, batch_first=True)
+        self.decoder = nn.GRU(2, 8, batch_first=True)
+        self.att = nn.MultiheadAttention(8, 2, kdim=5, vdim=5, bias=False, batch_first=True)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor, z: Tensor) -> Any:
+        memory, _ = self.encoder(x)
+        y, _ = self.decoder(z)
+        return self.head(self.att(y, memory, memory)[0] + y)
+
+
+class Seq2Seq(nn.Module):
+    """An encoder whose states the decoder starts from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source = nn.Embedding(11, 5)
+        self.target = nn.Embedding(11, 4)
+        self.encoder = nn.LSTM(5, 6, batch_first=True)
+        self.decoder = nn.LSTM(4, 6, batch_first=True)
+        self.head = nn.Linear(6, 11)
+
+    def forward(self, x: Tensor, z: Tensor) -> Any:
+        _, states = self.encoder(self.source(x))
+        y, _ = self.decoder(self.target(z), states)
+        return self.head(y)
+
+
+class ConvolutionalTagger(nn.Module):
+    """Convolutions of two widths over embedded tokens, then both directions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 5)
+        self.narrow = nn.Conv1d(5, 4, 3, padding=1)
+        self.wide = nn.Conv1d(5, 4, 5, padding=2)
+        self.rnn = nn.LSTM(8, 6, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        e = self.embed(x).transpose(1, 2)
+        y = torch.cat([functional.relu(self.narrow(e)), torch.tanh(self.wide(e))], 1).transpose(1, 2)
+        return self.head(self.rnn(y)[0])
+
+
+class Unrolled(nn.Module):
+    """A cell that is called step by step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(3, 6)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        h = c = x.new_zeros(x.shape[0], 6)
+        for step in range(7):
+            h, c = self.cell(x[:, step], (h, c))
+        return self.head(h)
+
+
+class SeveralHeads(nn.Module):
+    """A stack of both directions, pooled in two ways, and two heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(3, 6, num_layers=2, batch_first=True, bidirectional=True, dropout=0.1)
+        self.kind = nn.Linear(24, 3)
+        self.place = nn.Linear(12, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        y, _ = self.rnn(x)
+        pooled = torch.cat([y.mean(1), y.amax(1)], 1)
+        return torch.log_softmax(self.kind(pooled), 1), torch.sigmoid(self.place(y)).squeeze(-1)
+
+
+class Forecast(nn.Module):
+    """Mean and deviation of what comes next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(3, 6, num_layers=2, batch_first=True)
+        self.mean = nn.Linear(6, 1)
+        self.deviation = nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        y, _ = self.rnn(x)
+        return self.mean(y), functional.softplus(self.deviation(y)) + 1e-3
+
+
+class VoiceActivity(nn.Module):
+    """A frame at a time, with both states in and out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 5, 3, stride=2, padding=1)
+        self.rnn = nn.LSTM(5, 6, batch_first=True)
+        self.head = nn.Linear(6, 1)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> Any:
+        y = functional.relu(self.conv(x)).transpose(1, 2)
+        y, (h, c) = self.rnn(y, (h, c))
+        return torch.sigmoid(self.head(y)), h, c
+
+
+class WeightNorm(nn.Module):
+    """Weights that are computed from a direction and a length, in both ways that torch has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.utils.parametrizations.weight_norm(nn.LSTM(3, 6, batch_first=True), "weight_hh_l0")
+        self.head = nn.utils.parametrizations.weight_norm(nn.Linear(6, 2))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.last = nn.utils.weight_norm(nn.Linear(2, 2))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.last(self.head(self.rnn(x)[0]))
+
+
+class Siamese(nn.Module):
+    """One layer for two inputs, and how far apart they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(3, 6, batch_first=True)
+        self.head = nn.Linear(6, 1)
+
+    def forward(self, x: Tensor, z: Tensor) -> Any:
+        a, b = self.rnn(x)[0][:, -1], self.rnn(z)[0][:, -1]
+        return torch.sigmoid(self.head((a - b) * (a - b)))
+
+
+class Autoencoder(nn.Module):
+    """The last state, repeated, and decoded again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.GRU(3, 6, batch_first=True)
+        self.decoder = nn.GRU(6, 5, batch_first=True)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        _, h = self.encoder(x)
+        return self.head(self.decoder(h[-1].unsqueeze(1).repeat(1, 7, 1))[0])
+
+
+class Gated(nn.Module):
+    """A layer beside a shortcut, mixed by a gate; activations with parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(3, 6, num_layers=2, batch_first=True, bidirectional=True)
+        self.shortcut = nn.Linear(3, 12)
+        self.gate = nn.Linear(3, 12)
+        self.slope = nn.PReLU()
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        g = torch.sigmoid(self.gate(x))
+        y = g * self.rnn(x)[0] + (1 - g) * self.slope(self.shortcut(x))
+        return self.head(functional.leaky_relu(y, 0.1))
+
+
+class Dilated(nn.Module):
+    """Causal convolutions with holes, then a recurrent layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(3, 6, 2)
+        self.second = nn.Conv1d(6, 6, 2, dilation=2)
+        self.rnn = nn.GRU(6, 5, batch_first=True)
+
+    def forward(self, x: Tensor) -> Any:
+        y = functional.silu(self.first(functional.pad(x.transpose(1, 2), (1, 0))))
+        y = functional.elu(self.second(functional.pad(y, (2, 0))))
+        return self.rnn(y.transpose(1, 2))[0]
+
+
 def _steps(*shape: int) -> Tensor:
     return torch.randn(*shape)
 
@@ -262,6 +462,19 @@ ZOO: dict[type[nn.Module], Callable[[], tuple[Tensor, ...]]] = {
     Tied: lambda: (_tokens(2, 7),),
     MultiHeadAttention: lambda: (_steps(2, 7, 3),),
     Projection: lambda: (_steps(2, 7, 3),),
+    CausalAttention: lambda: (_steps(7, 2, 3),),
+    CrossAttention: lambda: (_steps(2, 7, 3), _steps(2, 5, 2)),
+    Seq2Seq: lambda: (_tokens(2, 7), _tokens(2, 5)),
+    ConvolutionalTagger: lambda: (_tokens(2, 7),),
+    Unrolled: lambda: (_steps(2, 7, 3),),
+    SeveralHeads: lambda: (_steps(2, 7, 3),),
+    Forecast: lambda: (_steps(2, 7, 3),),
+    VoiceActivity: lambda: (_steps(2, 3, 8), _steps(1, 2, 6), _steps(1, 2, 6)),
+    WeightNorm: lambda: (_steps(2, 7, 3),),
+    Siamese: lambda: (_steps(2, 7, 3), _steps(2, 5, 3)),
+    Autoencoder: lambda: (_steps(2, 7, 3),),
+    Gated: lambda: (_steps(2, 7, 3),),
+    Dilated: lambda: (_steps(2, 7, 3),),
     Packed: lambda: (_steps(3, 7, 3), torch.tensor([7, 4, 2])),
 }
 """Each network and how its inputs are made."""

@@ -14,6 +14,7 @@ from lstmconvert.frameworks.onnx import indices
 from lstmconvert.frameworks.onnx.arrangement import CannotArrange, Held, Unknown
 from lstmconvert.frameworks.onnx.constants import Graphs, Scope, node_name
 from lstmconvert.frameworks.onnx.elementwise import ELEMENTWISE
+from lstmconvert.frameworks.onnx.kept_whole import DOMAIN, KEPT_WHOLE
 from lstmconvert.frameworks.onnx.moving import MOVING
 from lstmconvert.frameworks.onnx.neighbour_node import Node
 from lstmconvert.frameworks.onnx.sliding import SLIDING
@@ -49,7 +50,7 @@ def read(topology: Topology, node: onnx.NodeProto, scope: Scope, graphs: Graphs)
         return [piece]
     if view.kind in ("If", "Loop", "Scan"):
         raise NotUnderstood("what it does depends on the inputs")
-    reader = _READERS.get(view.kind)
+    reader = KEPT_WHOLE.get(node.op_type) if node.domain == DOMAIN else _READERS.get(view.kind)
     if reader is None:
         for name in node.input:  # what it takes may say more
             if name and scope.known(name) is None:
