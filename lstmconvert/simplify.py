@@ -6,6 +6,7 @@ Every step leaves every result as it is.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 
 from lstmconvert.canonical import Merge, RecurrentLayer, Returns, ReverseOutput
@@ -128,21 +129,25 @@ def _joined(
 def fold_last_steps(model: Model) -> Model:
     """Layers of one direction of which only the step that is visited last is used give only that step."""
     while model.calls is not None:
-        folded = next((new for call in model.calls if (new := _last_step(model, call)) is not None), None)
+        uses, shared = _uses(model), Counter(call.layer for call in model.calls)
+        makers = {call.outputs[0]: call for call in model.calls}
+        tried = (_last_step(model, select, makers, uses, shared) for select in model.calls)
+        folded = next((new for new in tried if new is not None), None)
         if folded is None:
             return model
         model = folded
     return model
 
 
-def _last_step(model: Model, select: Call) -> Model | None:
-    calls = model.calls or ()
+def _last_step(
+    model: Model, select: Call, makers: Mapping[str, Call], uses: Counter[str], shared: Counter[str]
+) -> Model | None:
     picked = model.layers[select.layer]
     if not isinstance(picked, OperationLayer) or not isinstance(picked.operation, Select):
         return None
-    call = next((call for call in calls if call.outputs[0] == select.inputs[0]), None)
-    layer = None if call is None else _alone(model, call, Counter(call.layer for call in calls))
-    if call is None or layer is None or _uses(model)[call.outputs[0]] != 1 or call.mask is not None:
+    call = makers.get(select.inputs[0])
+    layer = None if call is None else _alone(model, call, shared)
+    if call is None or layer is None or uses[call.outputs[0]] != 1 or call.mask is not None:
         return None
     sequence = layer.sequence
     backwards = layer.directions[0].direction is Direction.REVERSE
@@ -167,22 +172,24 @@ def pair_directions(model: Model) -> Model:
     It has the name of what joined them. The same of one layer whose directions are outputs of their own.
     """
     while model.calls is not None:
-        folded = next((new for call in model.calls if (new := _pair(model, call)) is not None), None)
+        uses, shared = _uses(model), Counter(call.layer for call in model.calls)
+        makers = {value: call for call in model.calls for value in call.outputs}
+        tried = (_pair(model, join, makers, uses, shared) for join in model.calls)
+        folded = next((new for new in tried if new is not None), None)
         if folded is None:
             return model
         model = folded
     return model
 
 
-def _pair(model: Model, join: Call) -> Model | None:
-    calls = model.calls or ()
+def _pair(
+    model: Model, join: Call, makers: Mapping[str, Call], uses: Counter[str], shared: Counter[str]
+) -> Model | None:
     joining = model.layers[join.layer]
     if not isinstance(joining, OperationLayer) or joining.operation not in _MERGES or len(join.inputs) != 2:
         return None
-    uses, shared = _uses(model), Counter(call.layer for call in calls)
     if shared[join.layer] != 1:
         return None
-    makers = {value: call for call in calls for value in call.outputs}
     whole = makers.get(join.inputs[0])
     if whole is not None and whole.outputs == join.inputs and shared[whole.layer] == 1:
         held = model.layers[whole.layer]
@@ -220,7 +227,11 @@ def _pair(model: Model, join: Call) -> Model | None:
         origin=(*forward.origin, *backward.origin),
     )
     new = Call(join.layer, first.inputs, join.outputs)
-    kept = tuple(new if call is join else call for call in calls if call is not first and call is not second)
+    kept = tuple(
+        new if call is join else call
+        for call in model.calls or ()
+        if call is not first and call is not second
+    )
     layers = {
         name: both if name == join.layer else layer
         for name, layer in model.layers.items()

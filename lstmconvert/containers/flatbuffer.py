@@ -30,7 +30,8 @@ LARGEST = (1 << 31) - 1
 """Bytes that offsets can span."""
 _PAGE = 1 << 16
 _PAGES = 64
-_MOST_TABLES = 1 << 19
+_MOST_TABLES = 1 << 17
+_MOST_NUMBERS = 1 << 22
 _SCALARS: Mapping[str, str] = MappingProxyType(
     {
         "bool": "?", "int8": "b", "uint8": "B", "int32": "i", "uint32": "I", "int64": "q", "uint64": "Q",
@@ -110,6 +111,7 @@ class _Reader:
         self.pages: dict[int, bytes] = {}
         self.left = 4 * self.size + _PAGE
         self.tables = 0
+        self.numbers = 0
 
     def take(self, offset: int, size: int, place: str) -> bytes:
         """Bytes of the file; all that is taken together is bounded by a multiple of the file's size."""
@@ -202,6 +204,9 @@ class _Reader:
         start = at + self.number("I", at, place)
         count = self.number("I", start, place)
         if (scalar := _scalar(kind)) is not None:
+            self.numbers += count
+            if self.numbers > _MOST_NUMBERS:
+                raise BadFile("the file has more numbers in its tables than any model", place=place)
             code = scalar[0].format[1:]
             size = count * scalar[0].size
             return struct.unpack(f"<{count}{code}", self.take(start + 4, size, place)) if size else ()

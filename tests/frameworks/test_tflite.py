@@ -86,6 +86,22 @@ def test_without_an_input_gate_it_is_one_minus_the_forget_gate(option: str, tmp_
     assert close(judges.run_onnx(tmp_path / "out.onnx", given, Case("lstm", 1, False, True)), expected)
 
 
+@pytest.mark.parametrize("cell", ["lstm", "rnn"])
+@pytest.mark.parametrize("number", range(5))
+def test_every_fused_activation(cell: str, number: int, tmp_path: Path) -> None:
+    path = lstm_file(tmp_path, Case(cell, 1, False, True), fusedActivationFunction=number)
+    if (cell, number) == ("lstm", 0):
+        with pytest.raises(lc.UnsupportedSource, match="without a fused activation"):
+            lc.read(path)
+        return
+    given = inputs(Case(cell, 1, False, True)) / 4
+    (expected,) = ran(path, given)
+    assert close(lc.read(path).run(given.astype(np.float64)), expected)
+    if number != 2:  # a hyperbolic tangent with corners, which the kernels run and no converter writes
+        lc.convert(path, tmp_path / "out.tflite", to="tflite")
+        assert close(ran(tmp_path / "out.tflite", given)[0], expected)
+
+
 def test_clips_of_cell_and_projection(tmp_path: Path) -> None:
     case = Case("lstm", 1, False, True, "projection")
     path = lstm_file(tmp_path, case, projClip=0.3, cellClip=0.7)

@@ -361,6 +361,7 @@ _RULES: Mapping[str, Callable[[_Use], Flow]] = {
     "LOGISTIC": _function(Activation("sigmoid")),
     "TANH": _function(TANH),
     "RELU": _function(Activation("relu")),
+    "RELU_N1_TO_1": _function(Activation("hard_tanh")),
     "RELU6": _function(Activation("clipped_relu", 6.0)),
     "ELU": _function(Activation("elu", 1.0)),
     "EXP": _function(Activation("exponential")),

@@ -66,7 +66,8 @@ class Reader:
         self.notes: list[Note] = []
         self.steps: dict[str, int] = {}
         self.against = ""
-        self.defined: set[str] = set()
+        self.defined: dict[str, int] = {}
+        self.named: dict[str, int] = {}
 
     def model(self) -> Model:
         """What the graph is."""
@@ -182,19 +183,10 @@ class Reader:
         return tuple(found)
 
     def _value(self, wanted: str) -> str:
-        name, count = wanted, 1
-        while name in self.defined:
-            count += 1
-            name = f"{wanted}_{count}"
-        self.defined.add(name)
-        return name
+        return _unused(wanted, self.defined)
 
     def _layer_name(self, wanted: str) -> str:
-        name, count = wanted, 1
-        while name in self.layers:
-            count += 1
-            name = f"{wanted}_{count}"
-        return name
+        return _unused(wanted, self.named)
 
     def emit(
         self,
@@ -317,3 +309,13 @@ class Reader:
         width = layer.width // len(outputs)
         for number, value in zip(outputs, values, strict=True):
             self.values[number] = Flow(value, (batch, time, width), turned=flow.turned)
+
+
+def _unused(wanted: str, taken: dict[str, int]) -> str:
+    """A name that was not given before; ``taken`` counts how often each was wanted."""
+    name = wanted
+    while name in taken:
+        taken[wanted] += 1
+        name = f"{wanted}_{taken[wanted]}"
+    taken[name] = 1
+    return name

@@ -14,6 +14,7 @@ import numpy as np
 
 from lstmconvert import layout as layouts
 from lstmconvert import mapping
+from lstmconvert.activations import LINEAR
 from lstmconvert.canonical import Equations, LstmEquations, RecurrentDirection, RecurrentLayer, RnnEquations
 from lstmconvert.errors import BadFile, UnsupportedSource
 from lstmconvert.frameworks.tflite import kernels
@@ -140,6 +141,13 @@ def _equations(
     function = kernels.activation(told.get("activation", 0), place)
     if cell is Cell.RNN:
         return RnnEquations(function)
+    if function == LINEAR:
+        raise UnsupportedSource(
+            "an LSTM without a fused activation is not read",
+            place=place,
+            found="LiteRT does not make its cell linear, but takes what lies in a buffer",
+            expected="TANH, RELU or RELU6",
+        )
     clips = [told.get("cell_clip", 0.0), told.get("proj_clip", 0.0) if projected else 0.0]
     if not all(np.isfinite(clip) and clip >= 0 for clip in clips):
         raise BadFile("a clip is not a bound", place=place, found=clips)

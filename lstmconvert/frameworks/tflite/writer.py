@@ -28,7 +28,8 @@ from lstmconvert.canonical import (
 )
 from lstmconvert.containers import Archive
 from lstmconvert.errors import NotRepresentable, Usage
-from lstmconvert.frameworks.tflite import kernels
+from lstmconvert.frameworks.tflite import kernels, operators
+from lstmconvert.frameworks.tflite.operators import REMEDY
 from lstmconvert.gates import Cell, Direction
 from lstmconvert.model import Call, Model, Port
 from lstmconvert.options import WriteOptions
@@ -39,11 +40,13 @@ from lstmconvert.values import dataclass
 _OPTIONS: Mapping[str, int] = MappingProxyType(
     {
         "ADD": 11, "MUL": 21, "CONCATENATION": 10, "STRIDED_SLICE": 32, "REVERSE_V2": 81,
-        "UNIDIRECTIONAL_SEQUENCE_LSTM": 71, "UNIDIRECTIONAL_SEQUENCE_RNN": 31, "ZEROS_LIKE": 0,
+        "UNIDIRECTIONAL_SEQUENCE_LSTM": 71, "UNIDIRECTIONAL_SEQUENCE_RNN": 31, "FULLY_CONNECTED": 8,
+        "SOFTMAX": 9, "RESHAPE": 17, "GATHER": 23, "TRANSPOSE": 26, "MEAN": 27, "REDUCE_MAX": 27, "SUB": 28,
+        "CAST": 37, "LEAKY_RELU": 75,
     }
 )  # fmt: skip
 _NUMBERS = {function: number for number, function in kernels.ACTIVATIONS.items()}
-_REMEDY = "Convert to ONNX, or take one layer with --layer."
+_TYPE_NUMBERS = {"float32": 0, "int32": 2, "int64": 4}
 
 Lengths = tuple[int | None, ...]
 
@@ -54,6 +57,7 @@ class Value:
 
     position: int
     shape: Lengths
+    dtype: str = "float32"
 
 
 def write(model: Model, container: str, options: WriteOptions) -> Archive:
@@ -99,11 +103,11 @@ class Graph:
         inputs = [(port.name, self._input(port).position) for port in self.model.inputs]
         for call in self.model.calls or ():
             self._call(call)
-        outputs = [(port.name, self.held[port.value].position) for port in self.model.outputs]
+        outputs = [(port.name, self.value(port.value, port.name).position) for port in self.model.outputs]
         if len({position for _, position in outputs}) != len(outputs) or {p for _, p in inputs} & {
             p for _, p in outputs
         }:
-            raise NotRepresentable("an input or output of the model is given twice", remedy=_REMEDY)
+            raise NotRepresentable("an input or output of the model is given twice", remedy=REMEDY)
         graph = {
             "tensors": self.entries,
             "operators": self.operators,
@@ -124,23 +128,37 @@ class Graph:
         return name
 
     def _input(self, port: Port) -> Value:
-        if len(port.shape) != 3 or port.dtype != "float32":
+        if port.dtype not in _TYPE_NUMBERS or not port.shape:
             raise NotRepresentable(
-                "only inputs (batch, time, features) of float32 are written to a .tflite file",
+                f"only inputs of float32, int32 and int64 are written to a .tflite file, not {port.dtype}",
                 place=f"input {port.name!r}",
-                remedy=_REMEDY,
+                remedy=REMEDY,
             )
         name = port.name if port.name not in self.reserved else f"{port.name}/input"
-        value = self.tensor(name, (None, *port.shape[1:]))
+        value = self.tensor(name, (None, *port.shape[1:]), dtype=port.dtype)
         self.held[port.value] = value
         return value
 
-    def tensor(self, name: str, shape: Lengths, *, variable: bool = False) -> Value:
+    def value(self, name: str, user: str) -> Value:
+        """A value of the model that a layer takes.
+
+        Raises:
+            NotRepresentable: when it is a mask.
+        """
+        if name not in self.held:
+            raise NotRepresentable(
+                "masks are not written to a .tflite file", place=f"layer {user!r}", remedy=REMEDY
+            )
+        return self.held[name]
+
+    def type_number(self, dtype: str) -> int:
+        """The number of a dtype."""
+        return _TYPE_NUMBERS[dtype]
+
+    def tensor(self, name: str, shape: Lengths, *, variable: bool = False, dtype: str = "float32") -> Value:
         """A tensor that an operator gives, or an input."""
-        self.entries.append(
-            {"name": self._own(name), "shape": shape, "dtype": "float32", "variable": variable}
-        )
-        return Value(len(self.entries) - 1, shape)
+        self.entries.append({"name": self._own(name), "shape": shape, "dtype": dtype, "variable": variable})
+        return Value(len(self.entries) - 1, shape, dtype)
 
     def constant(self, name: str, tensor: Lazy) -> Value:
         """A tensor with content."""
@@ -170,7 +188,7 @@ class Graph:
                 "type": kind,
                 "inputs": [-1 if value is None else value.position for value in inputs],
                 "outputs": [output.position],
-                "options_type": _OPTIONS[kind],
+                "options_type": _OPTIONS.get(kind, 0),
                 "options": dict(options or {}),
             }
         )
@@ -181,14 +199,16 @@ class Graph:
     def _call(self, call: Call) -> None:
         layer = self.model.layers[call.layer]
         if not isinstance(layer, RecurrentLayer):
-            raise NotRepresentable(
-                f"{type(layer.operation).__name__} is not written to a .tflite file",
-                place=f"layer {call.layer!r}",
-                remedy=_REMEDY,
-            )
+            if call.mask is not None:
+                raise NotRepresentable(
+                    "masks are not written to a .tflite file", place=f"layer {call.layer!r}", remedy=REMEDY
+                )
+            # A second output is the mask of an embedding; who takes it is refused.
+            self.held[call.outputs[0]] = operators.written(self, call, layer)
+            return
         _check(layer, call)
         lowering.refuse_initial_states(layer, mapping.load("tflite"))
-        x = self.held[call.inputs[0]]
+        x = self.value(call.inputs[0], call.layer)
         if len(x.shape) != 3:
             raise NotRepresentable("a recurrent layer takes a sequence", place=f"layer {call.layer!r}")
         last = layer.sequence.returns is Returns.LAST
@@ -224,7 +244,7 @@ class Graph:
         width = layer.recurrent_size
         y = self.add(kind, inputs, self.tensor(name, (batch, time, width)), _options(direction))
         if last:
-            return self._last(f"{name}/last", y)
+            return self.picked(f"{name}/last", y, 1, -1)
         keeps = layer.sequence.reverse_output is ReverseOutput.INPUT_ORDER
         if backward and keeps:
             y = self.add("REVERSE_V2", [y, self.integers(1)], self.tensor(f"{name}/in_order", y.shape))
@@ -241,10 +261,16 @@ class Graph:
         like = self.add("ADD", [column, row], self.tensor(f"{name}/like", (x.shape[0], width)))
         return self.add("ZEROS_LIKE", [like], self.tensor(name, (x.shape[0], width), variable=True))
 
-    def _last(self, name: str, y: Value) -> Value:
-        masks = {"begin_mask": 5, "end_mask": 5, "shrink_axis_mask": 2}
-        inputs = [y, self.integers(0, -1, 0), self.integers(0, 0, 0), self.integers(1, 1, 1)]
-        return self.add("STRIDED_SLICE", inputs, self.tensor(name, (y.shape[0], y.shape[2])), masks)
+    def picked(self, name: str, x: Value, axis: int, index: int) -> Value:
+        """One position of one axis, which disappears."""
+        rank = len(x.shape)
+        others = (1 << rank) - 1 - (1 << axis)
+        masks = {"begin_mask": others, "end_mask": others, "shrink_axis_mask": 1 << axis}
+        begin = [index if n == axis else 0 for n in range(rank)]
+        end = [index + 1 if n == axis else 0 for n in range(rank)]
+        inputs = [x, self.integers(*begin), self.integers(*end), self.integers(*[1] * rank)]
+        shape = tuple(n for k, n in enumerate(x.shape) if k != axis)
+        return self.add("STRIDED_SLICE", inputs, self.tensor(name, shape), masks)
 
     def _merged(self, layer: RecurrentLayer, ways: Sequence[Value]) -> Value:
         name, shape, merge = layer.name, ways[0].shape, layer.sequence.merge
@@ -277,7 +303,7 @@ def _check(layer: RecurrentLayer, call: Call) -> None:
             "this use of a recurrent layer is not written to a .tflite file",
             reasons=against,
             place=f"layer {call.layer!r}",
-            remedy=_REMEDY,
+            remedy=REMEDY,
         )
     if layer.dtype != np.float32:
         raise NotRepresentable(
