@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import keyword
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("sources")
 
 
+@pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning")
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 @pytest.mark.parametrize("name", ZOO)
 def test_torch_computes_what_keras_computes(name: str, sources: Path) -> None:
     import keras
@@ -75,6 +78,8 @@ def test_torch_computes_what_keras_computes(name: str, sources: Path) -> None:
         assert a.shape == b.shape
         assert_close(a, b, context=f"output {index}\n{source_of(archive)}")
 
+    if not stateful:
+        check_torch_takes_it(archive, inputs, got)
     back, lowered = read_back(archive), fitted(model)
     assert list(back.layers) == [n for n in model.layers if n in back.layers]
     assert (back.calls, back.inputs, back.outputs) == (lowered.calls, lowered.inputs, lowered.outputs)
@@ -85,6 +90,21 @@ def test_torch_computes_what_keras_computes(name: str, sources: Path) -> None:
             assert other.operation == layer.operation
             assert set(other.weights) == set(layer.weights)
             assert all(same_bits(other.weights[p].read(), w.read()) for p, w in layer.weights.items())
+
+
+def check_torch_takes_it(archive: Archive, inputs: Sequence[Any], expected: Sequence[Any]) -> None:
+    """torch.compile takes the module, and torch.export too, but for packed sequences: their sizes are data."""
+    module = module_of(archive)
+    given = tuple(torch.as_tensor(x) for x in inputs)
+    torch.compiler.reset()
+    ways = [lambda: torch.compile(module, backend="eager")]
+    if "run_masked" not in source_of(archive):
+        ways.append(lambda: torch.export.export(module, given).module())
+    for way in ways:
+        with torch.no_grad():
+            result = way()(*given)
+        for a, b in zip(result if isinstance(result, tuple) else (result,), expected, strict=True):
+            assert_close(a, b)
 
 
 def test_what_was_generated_is_formatted(sources: Path) -> None:
