@@ -55,6 +55,14 @@ SCHEMA = Schema(
                 "0 inputs [TensorMap], 1 outputs [TensorMap], 2 signature_key string, 4 subgraph_index uint32"
             ),
             "TensorMap": _fields("0 name string, 1 tensor_index uint32"),
+            "Conv2D": _fields(
+                "0 padding int8, 1 stride_w int32, 2 stride_h int32, 3 activation int8,"
+                "4 dilation_w int32=1, 5 dilation_h int32=1"
+            ),
+            "Pool2D": _fields(
+                "0 padding int8, 1 stride_w int32, 2 stride_h int32, 3 filter_width int32,"
+                "4 filter_height int32, 5 activation int8"
+            ),
             "RNN": _fields("0 activation int8"),
             "FullyConnected": _fields("0 activation int8, 1 weights_format int8, 2 keep_num_dims bool"),
             "Softmax": _fields("0 beta float32"),
@@ -88,7 +96,8 @@ SCHEMA = Schema(
     ),
     MappingProxyType(
         {
-            7: "RNN", 8: "FullyConnected", 9: "Softmax", 10: "Concatenation", 11: "Activated", 14: "LSTM",
+            1: "Conv2D", 5: "Pool2D", 7: "RNN", 8: "FullyConnected", 9: "Softmax", 10: "Concatenation",
+            11: "Activated", 14: "LSTM",
             17: "Reshape", 21: "Activated", 23: "Gather", 26: "Empty", 27: "Reducer", 28: "Activated",
             29: "Activated", 30: "Squeeze", 31: "SequenceRNN", 32: "StridedSlice", 37: "Cast", 38: "Empty",
             59: "Pack", 69: "BidirectionalSequenceLSTM", 70: "BidirectionalSequenceRNN",

@@ -18,10 +18,12 @@ import torch
 from hypothesis import HealthCheck, example, given, seed, settings
 from hypothesis import strategies as st
 
-from lstmconvert.containers import Archive, eqx, mat, msgpack, npz, pickle, torch_archive
+from lstmconvert.containers import Archive, eqx, mat, msgpack, npz, pickle, tflite_file, torch_archive
 from lstmconvert.containers import safetensors as safetensors_file
 from lstmconvert.errors import BadFile, ConversionError
 from lstmconvert.tensors import Lazy
+from tests.matrix import judges_tflite
+from tests.matrix.judges import Case
 
 
 def torch_file(value: object, *, zipped: bool = True) -> bytes:
@@ -51,6 +53,11 @@ def single_array() -> bytes:
     stream = io.BytesIO()
     np.save(stream, np.arange(6.0).reshape(2, 3))
     return stream.getvalue()
+
+
+def flat_file() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return judges_tflite.make_tflite(Case("rnn", 1, True, True), Path(folder)).path.read_bytes()
 
 
 def matlab_file(*, compressed: bool) -> bytes:
@@ -90,6 +97,7 @@ FILES: dict[str, tuple[ModuleType, bytes]] = {
     "eqx": (eqx, single_array()),
     "pickle": (pickle, plain_pickle.dumps({"a": {"w": np.arange(600.0)}, "b": np.ones(4, np.int8), "n": 3})),
     "pickle of ours": (pickle, written_by(pickle)),
+    "tflite": (tflite_file, flat_file()),
     "mat": (mat, matlab_file(compressed=False)),
     "mat compressed": (mat, matlab_file(compressed=True)),
 }

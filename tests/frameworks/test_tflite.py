@@ -188,6 +188,17 @@ def test_layer_normalization_is_refused(tmp_path: Path) -> None:
         lc.read(path)
 
 
+def test_an_operator_with_an_input_too_many_is_told(tmp_path: Path) -> None:
+    made = Builder()
+    case = Case("lstm", 1, False, True)
+    x = made.tensor((2, -1, INPUT), name="x")
+    y = layer(made, np.random.default_rng(1), case, x, INPUT, 2)
+    z = made.tensor((2, -1, HIDDEN))
+    made.add("ADD", [y, y, y], [z], "AddOptions")
+    with pytest.raises(lc.BadFile, match="ADD does not fit its inputs"):
+        lc.read(made.save(tmp_path / "odd.tflite", [x], [z]))
+
+
 def test_an_operator_that_is_not_read_leaves_the_layers(tmp_path: Path) -> None:
     made = Builder()
     case = Case("lstm", 1, False, True)

@@ -30,6 +30,7 @@ def networks(name: str) -> tuple[Any, Any, list[int]]:
         "words": ([1, 8], "int32"),
         "long": ([1, 12, 3], "float32"),
         "wide": ([1, 6, 40], "float32"),
+        "convolved": ([1, 9, 4], "float32"),
         "gru": ([1, 6, 3], "float32"),
     }[name]
     x = tf_keras.Input(shape[1:], batch_size=1, dtype=dtype)
@@ -41,12 +42,20 @@ def networks(name: str) -> tuple[Any, Any, list[int]]:
         y = layers.Dense(3, activation="softmax")(y)
     elif name == "long":
         y = layers.LSTM(4)(layers.LSTM(5, return_sequences=True, go_backwards=True)(x))
+    elif name == "convolved":
+        y = layers.Conv1D(8, 3, activation="relu", padding="same")(x)
+        y = layers.Conv1D(6, 2, strides=2)(layers.MaxPooling1D(2)(y))
+        y = layers.LSTM(5, return_sequences=True)(layers.BatchNormalization()(y))
+        y = layers.GlobalAveragePooling1D()(layers.AveragePooling1D(2, padding="same")(y))
     elif name == "wide":
         y = layers.LSTM(64, return_sequences=True)(x)
     else:
         y = layers.GRU(4)(x)
     model = tf_keras.Model(x, y)
-    model.set_weights([draw(rng, w.shape) for w in model.get_weights()])
+    # A variance of BatchNormalization is positive.
+    model.set_weights(
+        [abs(draw(rng, w.shape)) if "variance" in w.name else draw(rng, w.shape) for w in model.weights]
+    )
     given = tf.TensorSpec(shape, dtype, name="given")
     return model, tf.function(lambda value: model(value)).get_concrete_function(given), shape
 
@@ -99,6 +108,14 @@ def test_a_whole_network_in_other_frameworks(kind: str, tmp_path: Path) -> None:
         assert result.proof.proved
         assert any("8 steps cannot reach it" in step.description for step in result.rewrites)
         assert close(run(target, words, PLAIN), expected), suffix
+
+
+def test_convolutions_and_poolings(tmp_path: Path) -> None:
+    path = saved(tmp_path, "convolved", "float32")
+    x = np.random.default_rng(5).normal(0, 1, (1, 9, 4)).astype(np.float32)
+    (expected,) = ran(path, x)
+    lc.convert(path, tmp_path / "out.onnx")
+    assert close(judges.run_onnx(tmp_path / "out.onnx", x, PLAIN), expected)
 
 
 def test_the_converters_cell_clip(tmp_path: Path) -> None:

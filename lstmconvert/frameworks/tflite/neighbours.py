@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lstmconvert.activations import TANH, Activation
+from lstmconvert.errors import BadFile
 from lstmconvert.frameworks.tflite import kernels
 from lstmconvert.frameworks.tflite.kernels import Known
 from lstmconvert.operations import (
@@ -19,10 +20,13 @@ from lstmconvert.operations import (
     Combination,
     Combine,
     Concatenate,
+    Convolution2D,
     Dense,
     Embedding,
     GlobalPooling,
+    Padding,
     Pool,
+    Pooling,
     Rescaling,
     Reshape,
     Reverse,
@@ -107,13 +111,17 @@ def result(
 
     Raises:
         NotRead: with the reason.
+        BadFile: when the operator and its inputs contradict each other.
     """
     kind = operator["type"]
     rule = _RULES.get(kind)
     if rule is None or len(operator["outputs"]) != 1:
         raise NotRead(f"{kind} is not read beside recurrent layers")
     use = _Use(reader, kind, operator["options"], given, reader.title_of(operator), entry)
-    found = rule(use)
+    try:
+        found = rule(use)
+    except (ValueError, IndexError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise BadFile(f"{kind} does not fit its inputs: {error}", place=entry["name"]) from error
     number = use.options.get("activation", 0)
     if number and kind not in ("FULLY_CONNECTED",):
         function = _fused(number)
@@ -294,6 +302,53 @@ def _softmax(use: _Use) -> Flow:
     return use.reader.emit(Activate(Activation("softmax")), [x], use.title, x.shape)
 
 
+def _windowed(size: int, window: int, stride: int, padding: Padding) -> int:
+    reach = size if padding is Padding.SAME else size - window + 1
+    return -(-reach // stride)
+
+
+def _places(use: _Use, window: tuple[int, ...]) -> tuple[Flow, tuple[int, int], Padding, Shape]:
+    """The input of a window over (height, width), its strides, its padding and the lengths that come out."""
+    x = use.flow()
+    strides = (use.options.get("stride_h", 0), use.options.get("stride_w", 0))
+    padding = {0: Padding.SAME, 1: Padding.VALID}.get(use.options.get("padding", 0))
+    if len(x.shape) != 4 or padding is None or min(strides) < 1 or min(window) < 1:
+        raise NotRead(f"{use.kind} of a form that is not understood")
+    lengths = tuple(
+        None if n is None else _windowed(n, size, stride, padding)
+        for n, size, stride in zip(x.shape[1:3], window, strides, strict=True)
+    )
+    return x, strides, padding, lengths
+
+
+def _convolution(use: _Use) -> Flow:
+    """The kernel is (output, height, width, input)."""
+    kernel = use.weight(1, "kernel")
+    count, height, width, channels = kernel.shape
+    dilation = (use.options.get("dilation_h", 1), use.options.get("dilation_w", 1))
+    window = tuple((n - 1) * step + 1 for n, step in zip((height, width), dilation, strict=True))
+    x, strides, padding, lengths = _places(use, window)
+    if x.shape[3] != channels or min(dilation) < 1:
+        raise NotRead("CONV_2D over groups of channels")
+    shape = (count, channels, height, width)
+    weights = {"kernel": kernel.map(lambda a: a.transpose(0, 3, 1, 2), shape)}
+    if len(use.given) > 2 and use.given[2] is not None:
+        weights["bias"] = use.weight(2, "bias")
+    operation = Convolution2D(strides, padding, dilation)
+    return use.reader.emit(operation, [x], use.title, (x.shape[0], *lengths, count), weights)
+
+
+def _pool_2d(kind: Pool) -> Callable[[_Use], Flow]:
+    def rule(use: _Use) -> Flow:
+        size = (use.options.get("filter_height", 0), use.options.get("filter_width", 0))
+        x, strides, padding, lengths = _places(use, size)
+        return use.reader.emit(
+            Pooling(kind, size, strides, padding), [x], use.title, (x.shape[0], *lengths, x.shape[3])
+        )
+
+    return rule
+
+
 def _leaky(use: _Use) -> Flow:
     x = use.flow()
     slope = use.options.get("alpha", 0.0)
@@ -357,6 +412,9 @@ _RULES: Mapping[str, Callable[[_Use], Flow]] = {
     "CONCATENATION": _concatenate,
     **dict.fromkeys(_COMBINED, _combined),
     "SOFTMAX": _softmax,
+    "CONV_2D": _convolution,
+    "MAX_POOL_2D": _pool_2d(Pool.MAX),
+    "AVERAGE_POOL_2D": _pool_2d(Pool.AVERAGE),
     "LEAKY_RELU": _leaky,
     "LOGISTIC": _function(Activation("sigmoid")),
     "TANH": _function(TANH),

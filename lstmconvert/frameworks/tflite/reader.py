@@ -90,6 +90,7 @@ class Reader:
             return Model(found, framework="tflite", metadata=metadata)
         outputs = self._outputs()
         if self.against:
+            metadata["rewrites"] = [told for told in self.notes if told["layer"] in found]
             return Model(found, framework="tflite", metadata={**metadata, "topology": self.against})
         self._leave_out_clips()
         used = {value for call in self.calls for value in (*call.inputs, *call.initial_state)}
