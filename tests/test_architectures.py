@@ -16,16 +16,11 @@ from lstmconvert import whole
 from tests import architecture_judging as judging
 from tests.architectures import grow, predict
 from tests.counting import COUNTED
+from tests.frameworks.pytorch_running import assert_formatted
 
 KERAS3 = range(1000, 1056)
 KERAS2 = range(2000, 2012)
 """Seeds of graphs made with tf_keras, in whole-model .h5 files."""
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the generated modules go; a test at the end looks at their text."""
-    return tmp_path_factory.mktemp("sources")
 
 
 @pytest.mark.parametrize(
@@ -33,7 +28,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [*(("keras", seed) for seed in KERAS3), *(("tf_keras", seed) for seed in KERAS2)],
 )
 def test_all_directions_agree_or_are_refused(
-    package: str, seed: int, tmp_path: Path, sources: Path, record_property: Callable[[str, str], None]
+    package: str, seed: int, tmp_path: Path, record_property: Callable[[str, str], None]
 ) -> None:
     import keras
 
@@ -43,8 +38,7 @@ def test_all_directions_agree_or_are_refused(
     assert outcomes
     for outcome in outcomes:
         record_property(COUNTED, outcome.text)
-    for module in tmp_path.glob("*.py"):
-        (sources / f"{package}_{seed}_{module.name}").write_text(module.read_text())
+    assert_formatted(tmp_path)
 
 
 @settings(max_examples=6, derandomize=True)
@@ -63,11 +57,3 @@ def test_any_seed_is_read_as_keras_computes_it(seed: int) -> None:
         got = whole.outputs(model, whole.given_inputs(model, case), np.float64)
         error = judging.difference(got, predict(architecture.model, case))
         assert error <= 1e-4, f"seed {seed}: {error:.3g}"
-
-
-def test_the_generated_modules_are_formatted_and_have_no_unused_line(sources: Path) -> None:
-    from tests.frameworks.pytorch_running import assert_formatted
-
-    if not any(sources.iterdir()):  # the tests of this file run in several processes
-        return
-    assert_formatted(sources)

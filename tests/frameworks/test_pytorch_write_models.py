@@ -54,22 +54,17 @@ from tests.support import assert_close, random_layer
 ZOO = [name for name in keras_zoo.MODELS if name not in keras_zoo.ONLY_KERAS2]
 
 
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the tests of this file put what was generated; checked by the test at its end."""
-    return tmp_path_factory.mktemp("sources")
-
-
 @pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning")
 @pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 @pytest.mark.parametrize("name", ZOO)
-def test_torch_computes_what_keras_computes(name: str, sources: Path) -> None:
+def test_torch_computes_what_keras_computes(name: str, tmp_path: Path) -> None:
     import keras
 
     built, inputs = keras_zoo.build(name, keras)
     model = keras_live.read_live(built)
     archive = written(model)
-    (sources / f"{name}.py").write_text(source_of(archive), encoding="utf-8")
+    (tmp_path / "model.py").write_text(source_of(archive), encoding="utf-8")
+    assert_formatted(tmp_path)
     expected = keras_zoo.predict(built, inputs)
     got = run(module_of(archive), inputs)
     stateful = any(layer.sequence.stateful for layer in model.recurrent.values())
@@ -105,11 +100,6 @@ def check_torch_takes_it(archive: Archive, inputs: Sequence[Any], expected: Sequ
             result = way()(*given)
         for a, b in zip(result if isinstance(result, tuple) else (result,), expected, strict=True):
             assert_close(a, b)
-
-
-def test_what_was_generated_is_formatted(sources: Path) -> None:
-    assert len(list(sources.glob("*.py"))) == len(ZOO)
-    assert_formatted(sources)
 
 
 # A small classifier, looked at closely.
