@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import lstmconvert as lc
+from lstmconvert.frameworks.tflite import kernels
+from lstmconvert.tensors import Lazy
 from tests.matrix import judges
 from tests.matrix.judges import HIDDEN, INPUT, Case, draw, inputs
 from tests.matrix.judges_tflite import GATES, Builder, interpreter_of, layer, ran
@@ -210,3 +212,76 @@ def test_an_operator_that_is_not_read_leaves_the_layers(tmp_path: Path) -> None:
     assert model.calls is None
     assert "SIN is not read" in model.metadata["topology"]
     assert len(model.recurrent) == 1
+
+
+def test_directions_of_a_layer_without_its_graph_are_side_by_side(tmp_path: Path) -> None:
+    made = Builder()
+    case = Case("lstm", 1, True, True)
+    x = made.tensor((2, -1, INPUT), name="x")
+    y = layer(made, np.random.default_rng(1), case, x, INPUT, 2)
+    path = made.save(tmp_path / "plain.tflite", [x], [y])
+    given = inputs(case)
+    (expected,) = ran(path, given)
+    z = made.tensor((2, -1, 2 * HIDDEN))
+    made.add("SIN", [y], [z])
+    odd = made.save(tmp_path / "odd.tflite", [x], [z])
+    assert lc.read(odd).calls is None
+    lc.convert(odd, tmp_path / "out.onnx")
+    assert close(judges.run_onnx(tmp_path / "out.onnx", given, case), expected)
+
+
+def entry(scale: list[float], zero_point: list[int], axis: int = 0) -> dict[str, Any]:
+    return {"name": "w", "scale": tuple(scale), "zero_point": tuple(zero_point), "axis": axis}
+
+
+def test_whole_numbers_are_multiplied_by_their_scales() -> None:
+    whole = np.array([[-128, 0, 5], [1, 2, 127]], np.int8)
+    lazy = Lazy.of(whole)
+    one = kernels.constant(entry([0.5], [0]), lazy)
+    assert (one.quantised, one.scale) == ("int8", "one scale for the tensor")
+    assert one.tensor.read().tolist() == (whole * np.float32(0.5)).tolist()
+    rows = kernels.constant(entry([0.5, 0.25], [0, 2]), lazy)
+    assert rows.scale == "one scale a row"
+    assert rows.tensor.read().tolist() == [[-64.0, 0.0, 2.5], [-0.25, 0.0, 31.25]]
+    columns = kernels.constant(entry([1.0, 2.0, 4.0], [0, 0, 0], 1), Lazy.of(whole.astype(np.uint8)))
+    assert (columns.quantised, columns.scale) == ("uint8", "one scale for each index of axis 1")
+    assert columns.tensor.read().tolist() == [[128.0, 0.0, 20.0], [1.0, 4.0, 508.0]]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        entry([0.5, 0.5, 0.5], [0, 0, 0]),
+        entry([0.5, 0.5], [0, 0], 2),
+        entry([0.5], [0, 0]),
+        entry([-0.5], [0]),
+        entry([float("nan")], [0]),
+        entry([float("inf")], [0]),
+    ],
+    ids=str,
+)
+def test_scales_that_do_not_fit_are_told(wrong: dict[str, Any]) -> None:
+    with pytest.raises(lc.BadFile, match="w"):
+        kernels.constant(wrong, Lazy.of(np.zeros((2, 3), np.int8)))
+
+
+def test_a_layer_of_whole_numbers_throughout_is_refused(tmp_path: Path) -> None:
+    made = Builder()
+    case = Case("lstm", 1, False, True)
+    x = made.tensor((2, -1, INPUT), name="x", scale=[0.1])
+    made.graph.tensors[x].type = made.schema.TensorType.INT8
+    y = layer(made, np.random.default_rng(1), case, x, INPUT, 2)
+    with pytest.raises(lc.UnsupportedSource, match="whole numbers throughout"):
+        lc.read(made.save(tmp_path / "whole.tflite", [x], [y]))
+
+
+def test_one_layer_is_picked_by_name(tmp_path: Path) -> None:
+    source = judges.make_onnx(Case("lstm", 2, True, True), tmp_path)
+    lc.convert(source.path, tmp_path / "both.tflite")
+    names = list(lc.read(tmp_path / "both.tflite").recurrent)
+    assert names == list(lc.read(source.path).recurrent)
+    lc.convert(tmp_path / "both.tflite", tmp_path / "one.onnx", layer=names[1])
+    one, both = (
+        next(iter(lc.read(tmp_path / name).recurrent.values())) for name in ("one.onnx", "both.tflite")
+    )
+    assert one.input_size == 2 * HIDDEN != both.input_size

@@ -52,6 +52,21 @@ def branches() -> Any:
     )
 
 
+def repeated() -> Any:
+    import keras
+    from keras import layers
+
+    return keras.Sequential(
+        [
+            layers.Input((5, 3)),
+            layers.LSTM(4),
+            layers.RepeatVector(6),
+            layers.LSTM(3, return_sequences=True),
+            layers.TimeDistributed(layers.Dense(2)),
+        ]
+    )
+
+
 def flat_four(a: Any) -> Any:
     from keras import layers
 
@@ -64,7 +79,7 @@ def filled(model: Any, seed: int) -> Any:
     return model
 
 
-@pytest.mark.parametrize("build", [words, branches], ids=lambda build: build.__name__)
+@pytest.mark.parametrize("build", [words, branches, repeated], ids=lambda build: build.__name__)
 def test_a_whole_network(build: Any, tmp_path: Path) -> None:
     model = filled(build(), 7)
     source, target = tmp_path / "source.keras", tmp_path / "target.tflite"
@@ -75,7 +90,7 @@ def test_a_whole_network(build: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(8)
     for batch in (1, 3):
         x = rng.integers(0, 20, (batch, 7)).astype(np.int32)
-        if build is branches:
+        if build is not words:
             x = rng.normal(0, 1, (batch, 5, 3)).astype(np.float32)
         expected = model(x)
         expected = expected if isinstance(expected, list) else [expected]

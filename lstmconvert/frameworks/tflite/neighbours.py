@@ -27,6 +27,7 @@ from lstmconvert.operations import (
     Padding,
     Pool,
     Pooling,
+    Repeat,
     Rescaling,
     Reshape,
     Reverse,
@@ -349,6 +350,17 @@ def _pool_2d(kind: Pool) -> Callable[[_Use], Flow]:
     return rule
 
 
+def _repeat(use: _Use) -> Flow:
+    """The one step of (batch, 1, features), several times."""
+    x = use.flow()
+    times = use.integers(1)
+    if len(x.shape) != 3 or x.shape[1] != 1 or len(times) != 3 or times[::2] != [1, 1] or times[1] < 1:
+        raise NotRead("TILE of a form that is not understood")
+    row = use.reader.emit(Reshape((x.shape[2] or -1,)), [x], f"{use.title}/row", (x.shape[0], x.shape[2]))
+    shape = (x.shape[0], times[1], x.shape[2])
+    return use.reader.emit(Repeat(times[1]), [row], use.title, shape)
+
+
 def _leaky(use: _Use) -> Flow:
     x = use.flow()
     slope = use.options.get("alpha", 0.0)
@@ -412,6 +424,7 @@ _RULES: Mapping[str, Callable[[_Use], Flow]] = {
     "CONCATENATION": _concatenate,
     **dict.fromkeys(_COMBINED, _combined),
     "SOFTMAX": _softmax,
+    "TILE": _repeat,
     "CONV_2D": _convolution,
     "MAX_POOL_2D": _pool_2d(Pool.MAX),
     "AVERAGE_POOL_2D": _pool_2d(Pool.AVERAGE),

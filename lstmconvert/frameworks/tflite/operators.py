@@ -23,6 +23,7 @@ from lstmconvert.operations import (
     Identity,
     Operation,
     Pool,
+    Repeat,
     Rescaling,
     Reshape,
     Reverse,
@@ -231,6 +232,17 @@ def _pooling(graph: Graph, layer: OperationLayer, operation: Any, given: Sequenc
     return graph.add(kind, [x, graph.integers(1)], graph.tensor(layer.name, shape), told)
 
 
+def _repeat(graph: Graph, layer: OperationLayer, operation: Any, given: Sequence[Value]) -> Value:
+    (x,) = given
+    batch, width = x.shape
+    if width is None:
+        raise _refused("a row of a free length is not repeated in a .tflite file", layer)
+    step = graph.tensor(f"{layer.name}/step", (batch, 1, width))
+    graph.add("RESHAPE", [x, graph.integers(-1, 1, width)], step)
+    y = graph.tensor(layer.name, (batch, operation.count, width))
+    return graph.add("TILE", [step, graph.integers(1, operation.count, 1)], y)
+
+
 _Rule = Callable[["Graph", OperationLayer, Any, Sequence["Value"]], "Value"]
 _RULES: Mapping[type[Operation], _Rule] = {
     Dense: _dense,
@@ -246,5 +258,6 @@ _RULES: Mapping[type[Operation], _Rule] = {
     Reshape: _reshape,
     Flatten: _reshape,
     Transpose: _transpose,
+    Repeat: _repeat,
     GlobalPooling: _pooling,
 }

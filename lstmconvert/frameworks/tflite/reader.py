@@ -65,6 +65,7 @@ class Reader:
         self.inputs: list[Port] = []
         self.notes: list[Note] = []
         self.steps: dict[str, int] = {}
+        self.failed: dict[str | None, UnsupportedSource] = {}
         self.against = ""
         self.defined: dict[str, int] = {}
         self.named: dict[str, int] = {}
@@ -84,15 +85,18 @@ class Reader:
             "rewrites": self.notes,
         }
         found = {name: layer for name, layer in self.layers.items() if isinstance(layer, RecurrentLayer)}
+        wanted = self.options.layer
+        if wanted in self.failed:
+            raise self.failed[wanted]
         if not found:
             raise self._nothing()
-        if self.options.layer is not None:
-            return Model(found, framework="tflite", metadata=metadata)
         outputs = self._outputs()
         if self.against:
             metadata["rewrites"] = [told for told in self.notes if told["layer"] in found]
-            return Model(found, framework="tflite", metadata={**metadata, "topology": self.against})
-        self._leave_out_clips()
+            alone = {name: _joined(layer) for name, layer in found.items()}
+            return Model(alone, framework="tflite", metadata={**metadata, "topology": self.against})
+        if wanted is None:  # alone it takes sequences of any length
+            self._leave_out_clips()
         used = {value for call in self.calls for value in (*call.inputs, *call.initial_state)}
         inputs = tuple(port for port in self.inputs if port.value in used)
         model = Model(self.layers, tuple(self.calls), inputs, outputs, "tflite", metadata)
@@ -121,8 +125,6 @@ class Reader:
         kinds = {operator["type"] for operator in self.operators}
         loops = [kind for kind in _LOOPS if kind in kinds]
         single = [kind for kind in _SINGLE if kind in kinds]
-        if self.options.layer is not None:
-            return UnsupportedSource(f"the graph has no recurrent layer {self.options.layer!r}")
         if loops:
             return UnsupportedSource(
                 f"the graph runs its layers as a loop ({loops[0]}): only fused recurrent operators are read",
@@ -218,7 +220,14 @@ class Reader:
         if not operator["outputs"]:
             return
         if kind in recurrent.CELLS:
-            self._recurrent(operator)
+            name = self._layer_name(self.title_of(operator))
+            try:
+                self._recurrent(name, operator)
+            except UnsupportedSource as error:
+                if self.options.layer is None:
+                    raise
+                self.failed[name] = error
+                self._give_up(f"{name!r} is not read")
             return
         given = [None if number < 0 else self.values.get(number) for number in operator["inputs"]]
         result = operator["outputs"][0]
@@ -244,12 +253,9 @@ class Reader:
 
     # Recurrent layers.
 
-    def _recurrent(self, operator: Mapping[str, Any]) -> None:
-        name = self._layer_name(self.title_of(operator))
+    def _recurrent(self, name: str, operator: Mapping[str, Any]) -> None:
         operands = recurrent.operands(operator)
         states = recurrent.state_names(list(operands))
-        if self.options.layer not in (None, name):
-            return
         x = operands.pop("input")
         if self.entries[x]["dtype"] != "float32":
             raise UnsupportedSource(
@@ -310,6 +316,11 @@ class Reader:
         width = layer.width // len(outputs)
         for number, value in zip(outputs, values, strict=True):
             self.values[number] = Flow(value, (batch, time, width), turned=flow.turned)
+
+
+def _joined(layer: RecurrentLayer) -> RecurrentLayer:
+    """A layer without the graph around it gives its directions side by side."""
+    return replace(layer, sequence=replace(layer.sequence, merge=Merge.CONCAT))
 
 
 def _unused(wanted: str, taken: dict[str, int]) -> str:
