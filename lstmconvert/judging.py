@@ -13,8 +13,9 @@ from lstmconvert import movement, pairing, registry
 from lstmconvert.canonical import RecurrentLayer
 from lstmconvert.containers import Archive
 from lstmconvert.errors import AmbiguousSource, BadFile, Usage
+from lstmconvert.gates import Direction
 from lstmconvert.mapping import MappingFile
-from lstmconvert.model import Model, OperationLayer
+from lstmconvert.model import DIRECTION_UNSAID, Layer, Model, OperationLayer
 from lstmconvert.opening import told_of, with_mapping
 from lstmconvert.options import ReadOptions
 from lstmconvert.planning import Plan
@@ -57,6 +58,12 @@ def prove(
     problems += _lost_neighbours(lowered, target)
     same = {layer.name: layer.target for layer in layers if layer.not_run}
     whole, skipped = _prove_whole(source, target, written, tolerance, full=full, same=same)
+    if target.metadata.get(DIRECTION_UNSAID):
+        skipped += [
+            f"the file does not say that layer {layer.name!r} runs backwards: the layer that loads it has to"
+            for layer in target.recurrent.values()
+            if [d.direction for d in layer.directions] == [Direction.REVERSE]
+        ]
     if archive.companions:
         skipped.append("the module beside the weights was not run; verify SRC OUT --runtime runs it")
     return Proof(tuple(layers), tuple(whole), tuple(problems), skipped=tuple(skipped))
@@ -70,7 +77,28 @@ def read_again(archive: Archive, container: str, mapping: MappingFile, lowered: 
         model = module.read(archive, container, with_mapping(ReadOptions(), mapping))
     except AmbiguousSource:
         model = module.read(archive, container, with_mapping(told_of(lowered), mapping))
-    return model
+    return _turned(model, lowered) if model.metadata.get(DIRECTION_UNSAID) else model
+
+
+def _turned(model: Model, lowered: Model) -> Model:
+    """The model with the layers backwards that run so in what it was written from."""
+    held = model.recurrent
+    same_names = set(held) == set(lowered.recurrent)
+    written = (
+        dict(zip(held, lowered.recurrent.values(), strict=False)) if not same_names else lowered.recurrent
+    )
+
+    def turn(layer: Layer) -> Layer:
+        twin = written.get(layer.name)
+        if not isinstance(layer, RecurrentLayer) or twin is None:
+            return layer
+        ways = [[d.direction for d in one.directions] for one in (layer, twin)]
+        if ways != [[Direction.FORWARD], [Direction.REVERSE]]:
+            return layer
+        (only,) = layer.directions
+        return replace(layer, directions=(replace(only, direction=Direction.REVERSE),))
+
+    return model.map_layers(turn)
 
 
 def _in_order(target: Model, lowered: Model) -> Mapping[str, RecurrentLayer]:

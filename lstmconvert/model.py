@@ -22,6 +22,10 @@ def _empty() -> Mapping[str, Any]:
     return MappingProxyType({})
 
 
+DIRECTION_UNSAID = "direction_unsaid"
+"""Key of a model's metadata: its file does not say whether a layer of one direction runs backwards."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class OperationLayer:
     """A neighbour of the recurrent layers, with its weights.

@@ -294,3 +294,18 @@ def test_the_default_target_is_named_after_the_source() -> None:
     assert destinations.default_target(Path("a/model.weights.h5"), ".onnx") == Path("a/model.onnx")
     assert destinations.default_target(Path("a/model.h5"), ".safetensors") == Path("a/model.safetensors")
     assert destinations.default_target(Path("checkpoint"), ".onnx") == Path("checkpoint.onnx")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_weights_alone_of_a_layer_that_runs_backwards(tmp_path: Path, turned: bool) -> None:
+    import keras
+
+    network = keras.Sequential([keras.Input((5, 3)), keras.layers.GRU(4, go_backwards=turned)])
+    network.save(source := tmp_path / "source.keras")
+    proof = lc.convert(source, tmp_path / "target.weights.h5").proof
+    assert proof is not None and proof.proved
+    assert any("runs backwards" in reason for reason in proof.skipped) is turned
+    before = network.get_weights()
+    network.set_weights([np.zeros_like(w) for w in before])
+    network.load_weights(tmp_path / "target.weights.h5")
+    assert all(np.array_equal(a, b) for a, b in zip(before, network.get_weights(), strict=True))

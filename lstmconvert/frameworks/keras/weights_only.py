@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lstmconvert import provenance
 from lstmconvert.activations import TANH, Activation
@@ -31,7 +31,7 @@ from lstmconvert.frameworks.keras.names import clean_name
 from lstmconvert.frameworks.keras.recurrent import CellSpec, plain_equations
 from lstmconvert.frameworks.keras.version import Release
 from lstmconvert.gates import Cell, Direction
-from lstmconvert.model import Model
+from lstmconvert.model import DIRECTION_UNSAID, Model
 from lstmconvert.provenance import LayerRecord
 from lstmconvert.tensors import Lazy, Tensors
 from lstmconvert.values import dataclass
@@ -85,7 +85,8 @@ def read(archive: Archive, release: Release | None, options: ReadOptions) -> Mod
         for name in sorted(by_layer, key=lambda name: order.get(name, len(order)))
     }
     used = {key for group in groups for key in group.origin}
-    metadata = {
+    metadata: dict[str, Any] = {
+        DIRECTION_UNSAID: True,
         "keras_version": release.text if release else None,
         "other_tensors": [key for key in archive.tensors if key not in used],
     }
