@@ -68,7 +68,7 @@ def _source_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="added to an LSTM's forget gate at run time (TF 1: 1.0)",
     )
-    group.add_argument("--cell-clip", metavar="X", type=float, help="bound on the cell state (TF 1)")
+    group.add_argument("--cell-clip", metavar="X", type=float, help="bound on the cell state; inf for none")
     group.add_argument("--projection-clip", metavar="X", type=float, help="bound on the projection (TF 1)")
 
 

@@ -30,7 +30,8 @@ class ReadOptions:
             layer's configuration and its weights (name to ``Lazy``) and returns an ``Operation``, an
             ``OperationLayer`` or a ``RecurrentLayer``.
         forget_bias: what an LSTM adds to its forget gate at run time, where the file does not say it.
-        cell_clip, projection_clip: bounds on cell state and projection, where the file does not say them.
+        cell_clip, projection_clip: bounds on cell state and projection, where the file does not say them, or
+            in place of those that its converter put there.
         architecture: a description of how the modules of a state_dict follow each other.
     """
 

@@ -99,16 +99,12 @@ def lstm_weights(made: Builder, rng: np.random.Generator, width: int, case: Case
     """The weights and biases of an LSTM's direction, in the order of the kernels' inputs."""
     state = PROJECTED if case.option == "projection" else HIDDEN
     found = [made.tensor((HIDDEN, width), draw(rng, (HIDDEN, width))) for _ in GATES]
-    if case.option == "coupled":
-        found[0] = -1
-    rows = [made.tensor((HIDDEN, state), draw(rng, (HIDDEN, state))) for _ in GATES]
-    found += [-1, *rows[1:]] if case.option == "coupled" else rows
+    found += [made.tensor((HIDDEN, state), draw(rng, (HIDDEN, state))) for _ in GATES]
     if case.option == "peephole":
         found += [made.tensor((HIDDEN,), draw(rng, (HIDDEN,))) for _ in range(3)]
     else:
         found += [-1, -1, -1]
-    biases = [made.tensor((HIDDEN,), draw(rng, (HIDDEN,))) for _ in GATES]
-    found += [-1, *biases[1:]] if case.option == "coupled" else biases
+    found += [made.tensor((HIDDEN,), draw(rng, (HIDDEN,))) for _ in GATES]
     if case.option == "projection":
         found += [made.tensor((PROJECTED, HIDDEN), draw(rng, (PROJECTED, HIDDEN))), -1]
     else:

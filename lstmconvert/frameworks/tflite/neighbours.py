@@ -14,6 +14,7 @@ from lstmconvert.activations import TANH, Activation
 from lstmconvert.errors import BadFile
 from lstmconvert.frameworks.tflite import kernels
 from lstmconvert.frameworks.tflite.kernels import Known
+from lstmconvert.frameworks.tflite.use import Flow, NotRead, Shape, Use
 from lstmconvert.operations import (
     Activate,
     Cast,
@@ -34,72 +35,12 @@ from lstmconvert.operations import (
     Select,
     Transpose,
 )
-from lstmconvert.reading_notes import dequantised
 from lstmconvert.tensors import Array
-from lstmconvert.values import dataclass
 
 if TYPE_CHECKING:
     from lstmconvert.frameworks.tflite.reader import Reader
 
-Shape = tuple[int | None, ...]
 _SMALL = 1 << 12
-
-
-class NotRead(Exception):
-    """Why an operator is not read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Flow:
-    """A value of the model and its shape (batch first); ``turned`` where the graph has it time first."""
-
-    name: str
-    shape: Shape
-    turned: bool = False
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Use:
-    """One operator: what goes in, and the tensor that comes out."""
-
-    reader: Reader
-    kind: str
-    options: Mapping[str, Any]
-    given: Sequence[Known | Flow | None]
-    title: str
-    entry: Mapping[str, Any]
-
-    def flow(self, number: int = 0) -> Flow:
-        value = self.given[number] if number < len(self.given) else None
-        if not isinstance(value, Flow):
-            raise NotRead(f"{self.kind} of something that is not understood")
-        return self.reader.arranged(value, f"{self.title}/time_first")
-
-    def known(self, number: int) -> Known:
-        value = self.given[number] if number < len(self.given) else None
-        if not isinstance(value, Known):
-            raise NotRead(f"{self.kind} with something that is not a constant")
-        return value
-
-    def integers(self, number: int) -> list[int]:
-        tensor = self.known(number).tensor
-        if tensor.dtype.kind not in "iu" or tensor.size > 64:
-            raise NotRead(f"{self.kind} with something that is not a few integers")
-        return [int(n) for n in tensor.read().ravel()]
-
-    def weight(self, number: int, part: str) -> Any:
-        value = self.known(number)
-        if value.quantised:
-            self.reader.notes.append(dequantised(self.title, part, value.quantised, value.scale))
-        if value.tensor.dtype != np.float32:
-            raise NotRead(f"{self.kind} with weights of {value.tensor.dtype}")
-        return value.tensor
-
-    def shape(self, rank: int) -> Shape:
-        """The shape that the file gives the result, of a free batch."""
-        if len(self.entry["shape"]) != rank:
-            raise NotRead(f"{self.kind} gives a shape that is not understood")
-        return (None, *self.entry["shape"][1:])
 
 
 def result(
@@ -118,7 +59,7 @@ def result(
     rule = _RULES.get(kind)
     if rule is None or len(operator["outputs"]) != 1:
         raise NotRead(f"{kind} is not read beside recurrent layers")
-    use = _Use(reader, kind, operator["options"], given, reader.title_of(operator), entry)
+    use = Use(reader, kind, operator["options"], given, reader.title_of(operator), entry)
     try:
         found = rule(use)
     except (ValueError, IndexError, KeyError, TypeError, ZeroDivisionError) as error:
@@ -152,7 +93,7 @@ def _fused(number: int) -> Activation:
     return function
 
 
-def _dense(use: _Use) -> Flow:
+def _dense(use: Use) -> Flow:
     x = use.flow()
     kernel = use.weight(1, "kernel")
     rank = len(x.shape)
@@ -167,7 +108,7 @@ def _dense(use: _Use) -> Flow:
     return use.reader.emit(Dense(function), [x], use.title, (*x.shape[:-1], kernel.shape[0]), weights)
 
 
-def _embedding(use: _Use) -> Flow:
+def _embedding(use: Use) -> Flow:
     table, ids = use.known(0), use.flow(1)
     axis, dims = use.options.get("axis", 0), use.options.get("batch_dims", 0)
     if len(table.tensor.shape) != 2 or axis or dims:
@@ -178,7 +119,7 @@ def _embedding(use: _Use) -> Flow:
     )
 
 
-def _transpose(use: _Use) -> Flow:
+def _transpose(use: Use) -> Flow:
     order = tuple(use.integers(1))
     value = use.given[0]
     if order == (1, 0, 2) and isinstance(value, Flow) and len(value.shape) == 3:
@@ -189,7 +130,7 @@ def _transpose(use: _Use) -> Flow:
     return use.reader.emit(Transpose(order), [x], use.title, tuple(x.shape[n] for n in order))
 
 
-def _reshape(use: _Use) -> Flow:
+def _reshape(use: Use) -> Flow:
     x = use.flow()
     wanted = use.integers(1) if len(use.given) > 1 else list(use.options.get("new_shape", ()))
     rest = tuple(wanted[1:])
@@ -210,7 +151,7 @@ def _reshape(use: _Use) -> Flow:
     return use.reader.emit(Reshape(rest), [x], use.title, (x.shape[0], *rest))
 
 
-def _reverse(use: _Use) -> Flow:
+def _reverse(use: Use) -> Flow:
     x = use.flow()
     axes = {n % len(x.shape) for n in use.integers(1)}
     if len(axes) != 1 or 0 in axes:
@@ -218,7 +159,7 @@ def _reverse(use: _Use) -> Flow:
     return use.reader.emit(Reverse(axes.pop()), [x], use.title, x.shape)
 
 
-def _select(use: _Use) -> Flow:
+def _select(use: Use) -> Flow:
     """One index of one axis, all of the others."""
     x = use.flow()
     begin, end, step = (use.integers(n) for n in (1, 2, 3))
@@ -245,7 +186,7 @@ def _select(use: _Use) -> Flow:
     return use.reader.emit(Select(axis, begin[axis]), [x], use.title, shape)
 
 
-def _concatenate(use: _Use) -> Flow:
+def _concatenate(use: Use) -> Flow:
     flows = [use.flow(n) for n in range(len(use.given))]
     rank = len(flows[0].shape)
     axis = use.options.get("axis", 0)
@@ -264,7 +205,7 @@ _COMBINED = {
 }  # fmt: skip
 
 
-def _combined(use: _Use) -> Flow:
+def _combined(use: Use) -> Flow:
     first, second = use.given
     if isinstance(first, Flow) and isinstance(second, Flow):
         a, b = use.flow(0), use.flow(1)
@@ -296,7 +237,7 @@ def _combined(use: _Use) -> Flow:
     return use.reader.emit(operation, [x], use.title, x.shape)
 
 
-def _softmax(use: _Use) -> Flow:
+def _softmax(use: Use) -> Flow:
     x = use.flow()
     if use.options.get("beta", 0.0) != 1.0:
         raise NotRead("SOFTMAX with a factor")
@@ -308,7 +249,7 @@ def _windowed(size: int, window: int, stride: int, padding: Padding) -> int:
     return -(-reach // stride)
 
 
-def _places(use: _Use, window: tuple[int, ...]) -> tuple[Flow, tuple[int, int], Padding, Shape]:
+def _places(use: Use, window: tuple[int, ...]) -> tuple[Flow, tuple[int, int], Padding, Shape]:
     """The input of a window over (height, width), its strides, its padding and the lengths that come out."""
     x = use.flow()
     strides = (use.options.get("stride_h", 0), use.options.get("stride_w", 0))
@@ -322,7 +263,7 @@ def _places(use: _Use, window: tuple[int, ...]) -> tuple[Flow, tuple[int, int], 
     return x, strides, padding, lengths
 
 
-def _convolution(use: _Use) -> Flow:
+def _convolution(use: Use) -> Flow:
     """The kernel is (output, height, width, input)."""
     kernel = use.weight(1, "kernel")
     count, height, width, channels = kernel.shape
@@ -339,8 +280,8 @@ def _convolution(use: _Use) -> Flow:
     return use.reader.emit(operation, [x], use.title, (x.shape[0], *lengths, count), weights)
 
 
-def _pool_2d(kind: Pool) -> Callable[[_Use], Flow]:
-    def rule(use: _Use) -> Flow:
+def _pool_2d(kind: Pool) -> Callable[[Use], Flow]:
+    def rule(use: Use) -> Flow:
         size = (use.options.get("filter_height", 0), use.options.get("filter_width", 0))
         x, strides, padding, lengths = _places(use, size)
         return use.reader.emit(
@@ -350,7 +291,7 @@ def _pool_2d(kind: Pool) -> Callable[[_Use], Flow]:
     return rule
 
 
-def _repeat(use: _Use) -> Flow:
+def _repeat(use: Use) -> Flow:
     """The one step of (batch, 1, features), several times."""
     x = use.flow()
     times = use.integers(1)
@@ -361,22 +302,22 @@ def _repeat(use: _Use) -> Flow:
     return use.reader.emit(Repeat(times[1]), [row], use.title, shape)
 
 
-def _leaky(use: _Use) -> Flow:
+def _leaky(use: Use) -> Flow:
     x = use.flow()
     slope = use.options.get("alpha", 0.0)
     return use.reader.emit(Activate(Activation("leaky_relu", float(slope))), [x], use.title, x.shape)
 
 
-def _function(function: Activation) -> Callable[[_Use], Flow]:
-    def rule(use: _Use) -> Flow:
+def _function(function: Activation) -> Callable[[Use], Flow]:
+    def rule(use: Use) -> Flow:
         x = use.flow()
         return use.reader.emit(Activate(function), [x], use.title, x.shape)
 
     return rule
 
 
-def _pooled(kind: Pool) -> Callable[[_Use], Flow]:
-    def rule(use: _Use) -> Flow:
+def _pooled(kind: Pool) -> Callable[[Use], Flow]:
+    def rule(use: Use) -> Flow:
         x = use.flow()
         axes = [n % len(x.shape) for n in use.integers(1)]
         if len(x.shape) != 3 or axes != [1]:
@@ -388,7 +329,7 @@ def _pooled(kind: Pool) -> Callable[[_Use], Flow]:
     return rule
 
 
-def _widened(use: _Use) -> Flow:
+def _widened(use: Use) -> Flow:
     """Rows of a quantised table were widened where the table was read."""
     x = use.flow()
     if use.entry["dtype"] != "float32":
@@ -396,7 +337,7 @@ def _widened(use: _Use) -> Flow:
     return x
 
 
-def _cast(use: _Use) -> Flow:
+def _cast(use: Use) -> Flow:
     x = use.flow()
     dtype = use.entry["dtype"]
     if dtype not in ("int32", "int64", "float32"):
@@ -404,7 +345,7 @@ def _cast(use: _Use) -> Flow:
     return use.reader.emit(Cast(dtype), [x], use.title, x.shape)
 
 
-def _reshaped(use: _Use) -> Flow:
+def _reshaped(use: Use) -> Flow:
     """Axes of length one that come or go, as the file's shapes have them."""
     x = use.flow()
     shape = use.shape(len(use.entry["shape"]))
@@ -414,7 +355,7 @@ def _reshaped(use: _Use) -> Flow:
     return use.reader.emit(Reshape(tuple(n or 1 for n in shape[1:])), [x], use.title, shape)
 
 
-_RULES: Mapping[str, Callable[[_Use], Flow]] = {
+_RULES: Mapping[str, Callable[[Use], Flow]] = {
     "FULLY_CONNECTED": _dense,
     "GATHER": _embedding,
     "TRANSPOSE": _transpose,

@@ -26,7 +26,7 @@ from lstmconvert.containers import Archive
 from lstmconvert.errors import BadFile, UnsupportedSource
 from lstmconvert.frameworks.tflite import kernels, neighbours, recurrent
 from lstmconvert.frameworks.tflite.kernels import Known
-from lstmconvert.frameworks.tflite.neighbours import Flow, NotRead
+from lstmconvert.frameworks.tflite.use import Flow, NotRead
 from lstmconvert.model import Call, Layer, Model, OperationLayer, Port
 from lstmconvert.operations import Operation, Transpose
 from lstmconvert.options import ReadOptions
@@ -286,7 +286,8 @@ class Reader:
             persistent = True
             start = None if maker is None or kind != "DEQUANTIZE" else self.values.get(maker["inputs"][0])
             zero = isinstance(start, Known) and not np.any(start.tensor.read())
-            if not zero and (maker is not None or not self.entries[number]["variable"]):
+            variable = self.entries[number]["variable"] and not self.entries[number]["constant"]
+            if not zero and (maker is not None or not variable):
                 self._give_up(f"{name!r}: its initial state is worked out by the graph")
         if persistent:
             text = (

@@ -6,6 +6,9 @@ depends on its inputs alone, and the variables have the batch of the input whate
 A reverse direction stands between two REVERSE_V2, as TensorFlow's converter writes it. The bidirectional
 operators are not written: where BIDIRECTIONAL_SEQUENCE_LSTM joins its outputs, is batch-major and has more
 than one sequence, LiteRT 2.3.0 gives other numbers in every run.
+
+The files are for LiteRT's Interpreter, on any of its CPU kernels: its CompiledModel (2.3.0) takes no model
+with variables, whoever wrote it.
 """
 
 from __future__ import annotations
