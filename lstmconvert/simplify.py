@@ -215,7 +215,6 @@ def _pair(
     if (
         first.inputs != second.inputs
         or replace(backward.sequence, merge=behaviour.merge) != behaviour
-        or behaviour.reverse_output is not ReverseOutput.INPUT_ORDER
         or any(getattr(forward, name) != getattr(backward, name) for name in names)
     ):
         return None

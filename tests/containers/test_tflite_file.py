@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lstmconvert import registry
-from lstmconvert.containers import Archive, tflite_file
+from lstmconvert.containers import Archive, flatbuffer, tflite_file
 from lstmconvert.errors import BadFile, NotRepresentable
 from lstmconvert.tensors import Lazy
 from tests.matrix import judges_tflite
@@ -120,6 +120,27 @@ def test_offsets_that_lie_are_told(saved: Path) -> None:
         saved.write_bytes(whole[:at] + struct.pack("<I", value) + whole[at + 4 :])
         with pytest.raises(BadFile):
             tflite_file.read(saved)
+
+
+def test_a_vector_that_leads_out_of_the_file_is_told(tmp_path: Path) -> None:
+    schema = flatbuffer.Schema(
+        {"Root": {"data": (0, "range"), "numbers": (1, "[int64]"), "texts": (2, "[string]")}}
+    )
+    value = {"data": flatbuffer.Blob("d", 5), "numbers": [1, -2], "texts": ["a", "bc"]}
+    laid = flatbuffer.lay_out(schema, "Root", value, b"TEST")
+    whole = b"".join(
+        data + (b"" if blob is None else bytes(range(blob.size))) for data, blob in flatbuffer.pieces(laid)
+    )
+    assert len(whole) == laid.size
+    path = tmp_path / "file"
+    path.write_bytes(whole)
+    found = flatbuffer.read(path, schema, "Root")
+    ((_, start),) = laid.blobs
+    assert found == {"data": flatbuffer.Range(start, 5), "numbers": (1, -2), "texts": ("a", "bc")}
+    assert start % 16 == 0
+    path.write_bytes(whole[:-1])
+    with pytest.raises(BadFile, match="a vector leads out of the file"):
+        flatbuffer.read(path, schema, "Root")
 
 
 def test_tables_shared_without_end_are_told(tmp_path: Path) -> None:

@@ -190,6 +190,34 @@ def test_layer_normalization_is_refused(tmp_path: Path) -> None:
         lc.read(path)
 
 
+@pytest.mark.parametrize("zero", [True, False])
+def test_a_projection_with_a_bias_is_refused(*, zero: bool, tmp_path: Path) -> None:
+    made = Builder()
+    case = Case("lstm", 1, False, True, "projection")
+    x = made.tensor((2, -1, INPUT), name="x")
+    y = layer(made, np.random.default_rng(1), case, x, INPUT, 2)
+    made.graph.operators[0].inputs[17] = made.tensor((2,), np.full(2, 0.0 if zero else 0.5, np.float32))
+    path = made.save(tmp_path / "biased.tflite", [x], [y])
+    if zero:
+        assert close(lc.read(path).run(inputs(case)), ran(path, inputs(case))[0])
+        return
+    with pytest.raises(lc.UnsupportedSource, match="projection with a bias"):
+        lc.read(path)
+
+
+def test_batch_and_time_joined_are_not_taken_for_a_sequence(tmp_path: Path) -> None:
+    made = Builder()
+    case = Case("lstm", 1, False, True)
+    x = made.tensor((2, -1, INPUT), name="x")
+    y = layer(made, np.random.default_rng(1), case, x, INPUT, 2)
+    kernel = made.tensor((3, HIDDEN), draw(np.random.default_rng(2), (3, HIDDEN)))
+    z = made.tensor((-1, 3))
+    made.add("FULLY_CONNECTED", [y, kernel, -1], [z], "FullyConnectedOptions")
+    model = lc.read(made.save(tmp_path / "joined.tflite", [x], [z]))
+    assert model.calls is None
+    assert "joins batch and time" in model.metadata["topology"]
+
+
 def test_an_operator_with_an_input_too_many_is_told(tmp_path: Path) -> None:
     made = Builder()
     case = Case("lstm", 1, False, True)
