@@ -118,6 +118,42 @@ def _run_torch(model: Model, path: Path, cases: Sequence[Mapping[str, Array]]) -
     return f"torch {torch.__version__}", results
 
 
+def _run_tflite(model: Model, path: Path, cases: Sequence[Mapping[str, Array]]) -> Ran:
+    if importlib.util.find_spec("ai_edge_litert") is None:
+        raise RuntimeError("ai-edge-litert is not installed")
+    from importlib.metadata import version
+
+    from lstmconvert import registry
+
+    runtime: Any = importlib.import_module("ai_edge_litert.interpreter")
+    archive = registry.container_module(registry.container_of(path).name).read(path)
+    graph = archive.metadata["graph"]
+    positions = dict(graph["inputs"])
+    alone = all(graph["tensors"][place]["shape"][:1] == (1,) for place in positions.values())
+
+    def run(given: Mapping[str, Array]) -> list[Array]:
+        interpreter = runtime.Interpreter(str(path))  # a new one: states are kept from run to run
+        for name, array in given.items():
+            interpreter.resize_tensor_input(positions[name], array.shape)
+        interpreter.allocate_tensors()
+        for name, array in given.items():
+            interpreter.set_tensor(positions[name], array)
+        interpreter.invoke()
+        return [np.asarray(interpreter.get_tensor(place)) for _, place in graph["outputs"]]
+
+    results = []
+    for case in cases:
+        given = {port.name: case[port.name].astype(port.dtype) for port in model.inputs}
+        if not alone:
+            results.append(run(given))
+            continue
+        # Where a file holds one sequence, its states do, too.
+        count = len(next(iter(given.values())))
+        rows = [run({name: array[n : n + 1] for name, array in given.items()}) for n in range(count)]
+        results.append([np.concatenate(parts) for parts in zip(*rows, strict=True)])
+    return f"LiteRT {version('ai-edge-litert')}", results
+
+
 def flat(value: Any) -> list[Array]:
     """The arrays in a framework's result, in order."""
     if isinstance(value, Mapping):
@@ -129,4 +165,4 @@ def flat(value: Any) -> list[Array]:
     return [np.asarray(value)]
 
 
-_RUNNERS = {"onnx": _run_onnx, "keras": _run_keras, "pytorch": _run_torch}
+_RUNNERS = {"onnx": _run_onnx, "keras": _run_keras, "pytorch": _run_torch, "tflite": _run_tflite}

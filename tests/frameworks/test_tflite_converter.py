@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import lstmconvert as lc
+from lstmconvert import runtimes
 from tests.matrix import judges
 from tests.matrix.judges import Case, draw
 from tests.matrix.judges_tflite import ran
@@ -108,6 +109,17 @@ def test_a_whole_network_in_other_frameworks(kind: str, tmp_path: Path) -> None:
         assert result.proof.proved
         assert any("8 steps cannot reach it" in step.description for step in result.rewrites)
         assert close(run(target, words, PLAIN), expected), suffix
+
+
+@pytest.mark.parametrize("kind", ["float32", "written"])
+def test_files_are_run_in_their_own_runtime(kind: str, tmp_path: Path) -> None:
+    path = saved(tmp_path, "words", "float32")
+    if kind == "written":
+        lc.convert(path, tmp_path / "written.tflite", to="tflite")
+        path = tmp_path / "written.tflite"
+    proofs, skipped = runtimes.prove(lc.read(path), path, 1e-5)
+    assert not skipped
+    assert [proof.proved for proof in proofs] == [True]
 
 
 def test_convolutions_and_poolings(tmp_path: Path) -> None:
