@@ -87,6 +87,9 @@ _CONTAINERS = (
     ),
     ContainerEntry("ncnn_files", "lstmconvert.containers.ncnn_files", "ncnn", (".param",), (b"7767517",)),
     ContainerEntry("tflite_file", "lstmconvert.containers.tflite_file", "TFLite", (".tflite",), (b"",)),
+    ContainerEntry(
+        "coreml", "lstmconvert.containers.coreml", "Core ML", (".mlmodel", ".mlpackage"), (b"",), writes=False
+    ),
     ContainerEntry("onnx_file", "lstmconvert.containers.onnx_file", "ONNX", (".onnx",), (b"",)),
 )
 

@@ -1,0 +1,231 @@
+"""Core ML: the recurrent layers of neural networks and programs. Read only.
+
+What a layer computes is taken from the documentation of NeuralNetwork.proto and of the MIL operations in
+coremltools 9.0; Core ML's runtime is part of macOS. torch's layers, converted by coremltools and read here,
+compute what torch computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from lstmconvert import layout as layouts
+from lstmconvert import mapping
+from lstmconvert.activations import HARD_SIGMOID_KERAS2, LINEAR, RELU, SIGMOID, TANH, Activation
+from lstmconvert.canonical import (
+    Equations,
+    GruEquations,
+    LstmEquations,
+    RecurrentDirection,
+    RecurrentLayer,
+    ResetPlace,
+    RnnEquations,
+    SequenceBehaviour,
+)
+from lstmconvert.containers import Archive
+from lstmconvert.errors import AmbiguousSource, BadFile, NotRepresentable, UnsupportedSource
+from lstmconvert.gates import Cell, Direction, Gate
+from lstmconvert.model import Model
+from lstmconvert.options import ReadOptions, WriteOptions
+from lstmconvert.reading_notes import Note, dequantised, note
+
+NAME = "coreml"
+
+_LAYOUTS = MappingProxyType(
+    {
+        ("network", "uniDirectionalLSTM"): "lstm",
+        ("network", "biDirectionalLSTM"): "lstm",
+        ("network", "gru"): "gru",
+        ("network", "simpleRecurrent"): "rnn",
+        ("program", "lstm"): "lstm_program",
+        ("program", "gru"): "gru_program",
+        ("program", "rnn"): "rnn_program",
+    }
+)
+_NO_CLIP = 500.0
+"""coremltools writes this bound of the cell state, or a larger one, where no clip was asked for."""
+_PLAIN = MappingProxyType({"linear": LINEAR, "relu": RELU, "ReLU": RELU, "tanh": TANH, "sigmoid": SIGMOID})
+_WITH_PARAMETERS = MappingProxyType({"sigmoidHard": "hard_sigmoid", "scaledTanh": "scaled_tanh"})
+
+
+def reads(archive: Archive, container: str) -> bool:
+    """Whether the archive is one of Core ML's."""
+    return container == "coreml" and "layers" in archive.metadata
+
+
+def read(archive: Archive, container: str, options: ReadOptions) -> Model:  # noqa: ARG001 - one container
+    """The recurrent layers; what is around them is named, and not read.
+
+    Raises:
+        BadFile: when a layer contradicts itself.
+        AmbiguousSource: when a hard sigmoid has no slope.
+        UnsupportedSource: when there is no recurrent layer, or the documentation leaves open what one
+            computes.
+    """
+    layers: dict[str, RecurrentLayer] = {}
+    notes: list[Note] = []
+    for entry in archive.metadata["layers"]:
+        if options.layer in (None, entry["name"]):
+            layers[entry["name"]] = _layer(entry, archive, options, notes)
+    others = archive.metadata["others"]
+    if not layers:
+        raise UnsupportedSource("the model has no recurrent layer", found=", ".join(others[:8]) or "nothing")
+    around = f": {', '.join(dict.fromkeys(others))}" if others else ""
+    topology = f"what is around the layers of a Core ML model is not read{around}"
+    return Model(layers, framework=NAME, metadata={"rewrites": notes, "topology": topology[:500]})
+
+
+def write(model: Model, container: str, options: WriteOptions) -> Archive:  # noqa: ARG001 - it is refused
+    """Refused.
+
+    Raises:
+        NotRepresentable: always.
+    """
+    raise NotRepresentable(
+        "Core ML is only read",
+        remedy="Write ONNX or PyTorch, and let coremltools convert that.",
+    )
+
+
+def _layer(
+    entry: Mapping[str, Any], archive: Archive, told: ReadOptions, notes: list[Note]
+) -> RecurrentLayer:
+    name = entry["name"]
+    form = archive.metadata["form"]
+    described = mapping.load(NAME).layouts[_LAYOUTS[form, entry["type"]]]
+    assert described.cell is not None
+    prefix = f"{name}/"
+    own = {n.removeprefix(prefix): t for n, t in archive.tensors.items() if n.startswith(prefix)}
+    try:
+        weights = layouts.read_weights(described.cell, described, own)
+    except BadFile as error:
+        raise error.located(place=f"layer {name!r}") from error.__cause__
+    ways = _directions(entry, form)
+    if len(ways) != len(weights):
+        raise BadFile("the weights are of another number of directions", place=f"layer {name!r}")
+    equations = _equations(described.cell, entry, form, told, notes)
+    if len(equations) != len(ways):
+        raise BadFile("the activations are of another number of directions", place=f"layer {name!r}")
+    for tensor, how in archive.metadata["quantised"].items():
+        if tensor.startswith(prefix):
+            notes.append(dequantised(name, tensor, *how))
+    directions = tuple(
+        RecurrentDirection(way, one, blocks)
+        for way, one, blocks in zip(ways, equations, weights.values(), strict=True)
+    )
+    origin = tuple(prefix + key for key in own)
+    return RecurrentLayer(name, directions, SequenceBehaviour(), origin, described.gates)
+
+
+def _directions(entry: Mapping[str, Any], form: str) -> tuple[Direction, ...]:
+    options = entry["options"]
+    if form == "network":
+        if entry["type"] == "biDirectionalLSTM":
+            return Direction.FORWARD, Direction.REVERSE
+        return (Direction.REVERSE,) if options.get("reverseInput") else (Direction.FORWARD,)
+    said = options.get("direction", "forward")
+    known = {
+        "forward": (Direction.FORWARD,),
+        "reverse": (Direction.REVERSE,),
+        "bidirectional": (Direction.FORWARD, Direction.REVERSE),
+    }
+    if said not in known:
+        raise BadFile("unknown direction", place=f"layer {entry['name']!r}", found=said)
+    return known[said]
+
+
+def _equations(
+    cell: Cell, entry: Mapping[str, Any], form: str, told: ReadOptions, notes: list[Note]
+) -> list[Equations]:
+    """What each direction computes."""
+    name, options = entry["name"], entry["options"]
+    if form == "program":
+        return [_of_program(cell, name, options)] * len(_directions(entry, form))
+    rows = [options.get("activations", [])]
+    if entry["type"] == "biDirectionalLSTM":
+        rows.append(options.get("activationsBackward", []))
+    said = [[_activation(one, name, told) for one in row] for row in rows]
+    wanted = {Cell.LSTM: 3, Cell.GRU: 2, Cell.RNN: 1}[cell]
+    if any(len(row) != wanted for row in said):
+        raise BadFile("a layer has another number of activations", place=f"layer {name!r}", expected=wanted)
+    if cell is Cell.RNN:
+        return [RnnEquations(row[0]) for row in said]
+    if cell is Cell.GRU:
+        return [
+            GruEquations(ResetPlace.AFTER_PRODUCT, gate_activation=gates, candidate_activation=candidate)
+            for gates, candidate in said
+        ]
+    how = options.get("params", {})
+    if how.get("coupledInputAndForgetGate"):
+        raise UnsupportedSource("which gate a coupled LSTM derives is left open", place=f"layer {name!r}")
+    clip = float(how.get("cellClipThreshold", 0.0))
+    if clip >= _NO_CLIP:
+        text = f"a clip of the cell state at {clip:g}, which coremltools writes for none, was left out"
+        notes.append({**note(name, "leave_out_clip", text), "exact": False})
+    return [
+        LstmEquations(
+            gates,
+            cell_input,
+            hidden,
+            constant=MappingProxyType({Gate.FORGET: 1.0} if how.get("forgetBias") else {}),
+            cell_clip=clip if 0 < clip < _NO_CLIP else None,
+        )
+        for gates, cell_input, hidden in said
+    ]
+
+
+def _of_program(cell: Cell, name: str, options: Mapping[str, Any]) -> Equations:
+    def named(key: str, default: str) -> Activation:
+        said = str(options.get(key, default)).lower()
+        if said not in _PLAIN:
+            raise UnsupportedSource(
+                "the parameters of this activation are not documented",
+                place=f"layer {name!r}, {key}",
+                found=said,
+                expected="linear, relu, sigmoid or tanh",
+            )
+        return _PLAIN[said]
+
+    if cell is Cell.RNN:
+        return RnnEquations(named("activation", "tanh"))
+    gates = named("recurrent_activation", "sigmoid")
+    if cell is Cell.GRU:
+        if options.get("reset_after") or "input_bias" in options:
+            raise UnsupportedSource(
+                "what reset_after and input_bias of a gru compute is documented in two ways",
+                place=f"layer {name!r}",
+                remedy="Convert the model from which this one was made.",
+            )
+        return GruEquations(
+            ResetPlace.AFTER_PRODUCT,
+            gate_activation=gates,
+            candidate_activation=named("activation", "tanh"),
+        )
+    clip = options.get("clip")
+    if clip is not None:
+        raise UnsupportedSource(
+            "what exactly an lstm's clip bounds is not documented", place=f"layer {name!r}", found=clip
+        )
+    return LstmEquations(gates, named("cell_activation", "tanh"), named("activation", "tanh"))
+
+
+def _activation(said: Mapping[str, Mapping[str, float]], name: str, told: ReadOptions) -> Activation:
+    kinds: Sequence[str] = [key for key in said if key != "other"]
+    kind = kinds[0] if len(kinds) == 1 else "none"
+    parameters = said.get(kind, {})
+    alpha, beta = float(parameters.get("alpha", 0.0)), float(parameters.get("beta", 0.0))
+    if kind == "sigmoidHard" and alpha == beta == 0:
+        if told.recurrent_activation != "hard_sigmoid":
+            raise AmbiguousSource(
+                "the file gives no slope of its hard sigmoid; coremltools writes 0.2 x + 0.5 of Keras so",
+                place=f"layer {name!r}",
+                remedy="Say --recurrent-activation hard_sigmoid if that is what it was made from.",
+            )
+        return HARD_SIGMOID_KERAS2
+    if kind in _WITH_PARAMETERS:
+        return Activation(_WITH_PARAMETERS[kind], alpha, beta)
+    if kind in _PLAIN and (kind != "linear" or (alpha, beta) == (1.0, 0.0)):
+        return _PLAIN[kind]
+    raise UnsupportedSource("this activation is not read", place=f"layer {name!r}", found=kind)

@@ -1,0 +1,316 @@
+"""Core ML: files that coremltools made, judged by torch where it converted torch, else by the documented equations.
+
+Core ML's own runtime is part of macOS. The equations are those of NeuralNetwork.proto and MIL's operations,
+written out here.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import lstmconvert as lc
+from lstmconvert.errors import ConversionError
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+INPUT, H, T = 3, 4, 5
+Array = np.ndarray[Any, Any]
+
+
+def draw(rng: np.random.Generator, *shape: int) -> Array:
+    """Numbers of another range in every block of the first axis, so that exchanged gates show."""
+    values = rng.normal(0, 0.4, shape).astype(np.float32)
+    for number, block in enumerate(np.array_split(values, max(1, shape[0] // H))):
+        block *= 0.5 + 0.5 * number
+    return values
+
+
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+def network(add: Callable[[Any], None], path: Path, width: int = H) -> Path:
+    import coremltools as ct
+    from coremltools.models.neural_network import NeuralNetworkBuilder
+
+    array = ct.models.datatypes.Array
+    builder = NeuralNetworkBuilder([("x", array(INPUT))], [("y", array(width))])
+    add(builder)
+    ct.models.utils.save_spec(builder.spec, str(path))
+    return path
+
+
+class Recurrent(torch.nn.Module):
+    """A recurrent layer of torch and a head."""
+
+    def __init__(self, *, bidirectional: bool) -> None:
+        super().__init__()
+        self.rnn = torch.nn.LSTM(INPUT, H, batch_first=True, bidirectional=bidirectional)
+        self.head = torch.nn.Linear(H * (2 if bidirectional else 1), 2)
+        with torch.no_grad():
+            for tensor in self.rnn.parameters():
+                for number, block in enumerate(tensor.split(H)):
+                    block.mul_(0.6 + 0.4 * number)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.rnn(x)[0])
+
+
+@pytest.mark.parametrize("form", ["neuralnetwork", "mlprogram"])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_torch_layers_converted_by_coremltools(
+    form: str, precision: str, bidirectional: bool, tmp_path: Path
+) -> None:
+    import coremltools as ct
+
+    torch.manual_seed(5)
+    module = Recurrent(bidirectional=bidirectional).eval()
+    x = torch.randn(2, T, INPUT)
+    options: dict[str, Any] = {"convert_to": form}
+    if form == "mlprogram":
+        half = precision == "float16"
+        options["compute_precision"] = ct.precision.FLOAT16 if half else ct.precision.FLOAT32
+        options["minimum_deployment_target"] = ct.target.iOS17 if half else ct.target.iOS15
+    made = ct.convert(torch.jit.trace(module, x), inputs=[ct.TensorType(shape=x.shape, name="x")], **options)
+    if form == "neuralnetwork" and precision == "float16":
+        from coremltools.models.neural_network import quantization_utils
+
+        spec = quantization_utils._quantize_spec_weights(made.get_spec(), 16, "_linear_quantization")
+        path = tmp_path / "m.mlmodel"
+        ct.models.utils.save_spec(spec, str(path))
+    else:
+        path = tmp_path / ("m.mlpackage" if form == "mlprogram" else "m.mlmodel")
+        made.save(str(path))
+    (layer,) = lc.read(path).recurrent.values()
+    with torch.no_grad():
+        expected = module.rnn(x)[0].numpy()
+    tolerance = 1e-5 if precision == "float32" else 5e-3
+    np.testing.assert_allclose(layer.run(x.double().numpy())[0], expected, atol=tolerance)
+    lc.convert(path, tmp_path / "out.onnx", layer=layer.name)
+
+
+def run_lstm(x: Array, w: Array, r: Array, b: Array, p: Array, gate: Any = sigmoid) -> Array:
+    """NeuralNetwork.proto, LSTMParams; gates i, f, block input, o, peepholes i, f, o."""
+    h, c, found = np.zeros(H), np.zeros(H), []
+    for step in x:
+        i, f, z, o = np.split(w @ step + r @ h + b, 4)
+        i, f = gate(i + p[:H] * c), gate(f + p[H : 2 * H] * c)
+        c = f * c + i * np.tanh(z)
+        h = gate(o + p[2 * H :] * c) * np.tanh(c)
+        found.append(h)
+    return np.array(found)
+
+
+@pytest.mark.parametrize("forget_bias", [False, True])
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_an_lstm_of_a_network(forget_bias: bool, hard: bool, backwards: bool, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    w, r, b, p = draw(rng, 4 * H, INPUT), draw(rng, 4 * H, H), draw(rng, 4 * H), draw(rng, 3 * H)
+
+    def add(builder: Any) -> None:
+        # coremltools takes i, f, o, block input.
+        order = np.r_[0 : 2 * H, 3 * H : 4 * H, 2 * H : 3 * H]
+        split = [[np.split(m[order], 4)[n] for n in range(4)] for m in (w, r)]
+        builder.add_unilstm(
+            name="rnn", W_h=split[1], W_x=split[0], b=np.split(b[order], 4), hidden_size=H, input_size=INPUT,
+            input_names=["x", "h", "c"], output_names=["y", "hh", "cc"], peep=list(np.split(p, 3)),
+            output_all=True, forget_bias=forget_bias, cell_clip_threshold=50000.0, reverse_input=backwards,
+            inner_activation="SIGMOID_HARD" if hard else "SIGMOID",
+        )  # fmt: skip
+
+    path = network(add, tmp_path / "m.mlmodel")
+    if hard:  # coremltools writes no slope
+        with pytest.raises(lc.AmbiguousSource, match="slope"):
+            lc.read(path)
+    told = "hard_sigmoid" if hard else None
+    (layer,) = lc.read(path, recurrent_activation=told).recurrent.values()
+    x = rng.normal(size=(2, T, INPUT))
+    biased = b + (np.repeat([0, 1, 0, 0], H) if forget_bias else 0)
+    ways = x[:, ::-1] if backwards else x
+    gate = (lambda v: np.clip(0.2 * v + 0.5, 0, 1)) if hard else sigmoid
+    expected = np.array([run_lstm(one, w, r, biased, p, gate) for one in ways])
+    found = layer.run(x)[0]
+    np.testing.assert_allclose(found[:, ::-1] if backwards else found, expected, atol=1e-6)
+
+
+def test_a_gru_and_a_simple_layer_of_a_network(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    w, r, b = draw(rng, 3 * H, INPUT), draw(rng, 3 * H, H), draw(rng, 3 * H)
+
+    def add(builder: Any) -> None:
+        builder.add_gru(
+            name="rnn", W_h=np.split(r, 3), W_x=np.split(w, 3), b=np.split(b, 3), hidden_size=H, input_size=INPUT,
+            input_names=["x", "h"], output_names=["y", "hh"], output_all=True, inner_activation="SIGMOID",
+        )  # fmt: skip
+
+    (layer,) = lc.read(network(add, tmp_path / "gru.mlmodel")).recurrent.values()
+    x = rng.normal(size=(1, T, INPUT))
+    h, expected = np.zeros(H), []
+    for step in x[0]:
+        wz, wr, wo = np.split(w @ step + b, 3)
+        rz, rr, ro = np.split(r @ h, 3)
+        z, reset = sigmoid(wz + rz), sigmoid(wr + rr)
+        h = (1 - z) * np.tanh(wo + reset * ro) + z * h
+        expected.append(h)
+    np.testing.assert_allclose(layer.run(x)[0][0], expected, atol=1e-6)
+
+    def add_simple(builder: Any) -> None:
+        builder.add_simple_rnn(
+            name="rnn", W_h=r[:H], W_x=w[:H], b=b[:H], hidden_size=H, input_size=INPUT, activation="RELU",
+            input_names=["x", "h"], output_names=["y", "hh"], output_all=True,
+        )  # fmt: skip
+
+    (layer,) = lc.read(network(add_simple, tmp_path / "rnn.mlmodel")).recurrent.values()
+    h, expected = np.zeros(H), []
+    for step in x[0]:
+        h = np.maximum(w[:H] @ step + r[:H] @ h + b[:H], 0)
+        expected.append(h)
+    np.testing.assert_allclose(layer.run(x)[0][0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["_linear_quantization", "_lookup_table_quantization_linear"])
+def test_weights_of_8_bits_are_dequantised_and_reported(mode: str, tmp_path: Path) -> None:
+    import coremltools as ct
+    from coremltools.models.neural_network import quantization_utils
+
+    rng = np.random.default_rng(6)
+    w, r, b = draw(rng, 3 * H, INPUT), draw(rng, 3 * H, H), draw(rng, 3 * H)
+
+    def add(builder: Any) -> None:
+        builder.add_gru(
+            name="rnn", W_h=np.split(r, 3), W_x=np.split(w, 3), b=np.split(b, 3), hidden_size=H, input_size=INPUT,
+            input_names=["x", "h"], output_names=["y", "hh"], output_all=True, inner_activation="SIGMOID",
+        )  # fmt: skip
+
+    plain = network(add, tmp_path / "plain.mlmodel")
+    spec = ct.models.utils.load_spec(str(plain))
+    spec = quantization_utils._quantize_spec_weights(spec, 8, mode)
+    ct.models.utils.save_spec(spec, str(tmp_path / "eight.mlmodel"))
+    result = lc.convert(tmp_path / "eight.mlmodel", tmp_path / "out.onnx")
+    told = [step.description for step in result.rewrites if step.name == "dequantize"]
+    assert told and all("was dequantised from" in text for text in told)
+    quantization_utils._dequantize_nn_spec(spec.neuralNetwork)  # coremltools' own
+    ct.models.utils.save_spec(spec, str(tmp_path / "judge.mlmodel"))
+    (judge,) = lc.read(tmp_path / "judge.mlmodel").recurrent.values()
+    (found,) = lc.read(tmp_path / "eight.mlmodel").recurrent.values()
+    for key, block in judge.directions[0].weights.items():
+        np.testing.assert_allclose(found.directions[0].weights[key].read(), block.read(), atol=1e-6)
+    (before,) = lc.read(plain).recurrent.values()
+    x = rng.normal(size=(2, T, INPUT))
+    assert 0 < np.max(np.abs(before.run(x)[0] - found.run(x)[0])) <= 0.05
+
+
+def program(build: Callable[[Any, Any], Any], path: Path) -> Path:
+    import coremltools as ct
+    from coremltools.converters.mil import Builder
+
+    @Builder.program(input_specs=[Builder.TensorSpec(shape=(T, 2, INPUT))], opset_version=ct.target.iOS15)
+    def made(x: Any) -> Any:
+        return build(Builder, x)
+
+    model = ct.convert(
+        made, convert_to="mlprogram", compute_precision=ct.precision.FLOAT32, source="milinternal"
+    )
+    model.save(str(path))
+    return path
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_operations_of_a_program(direction: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    w, r, b, p = draw(rng, 4 * H, INPUT), draw(rng, 4 * H, H), draw(rng, 4 * H), draw(rng, 3 * H)
+    zeros = np.zeros((2, H), np.float32)
+    x = rng.normal(size=(2, T, INPUT))
+    ways = x[:, ::-1] if direction == "reverse" else x
+
+    def check(path: Path, expected: Array) -> None:
+        (layer,) = lc.read(path).recurrent.values()
+        found = layer.run(x)[0]
+        np.testing.assert_allclose(found[:, ::-1] if direction == "reverse" else found, expected, atol=1e-6)
+
+    def lstm(mb: Any, given: Any) -> Any:
+        return mb.lstm(
+            x=given, initial_h=zeros, initial_c=zeros, weight_ih=w, weight_hh=r, bias=b, peephole=p,
+            direction=direction, output_sequence=True,
+        )[0]  # fmt: skip
+
+    order = np.r_[0 : 2 * H, 3 * H : 4 * H, 2 * H : 3 * H]  # i, f, o, z to i, f, z, o
+    expected = np.array([run_lstm(one, w[order], r[order], b[order], p) for one in ways])
+    check(program(lstm, tmp_path / "lstm.mlpackage"), expected)
+
+    def gru(mb: Any, given: Any) -> Any:
+        return mb.gru(
+            x=given, initial_h=zeros, weight_ih=w[: 3 * H], weight_hh=r[: 3 * H], bias=b[: 3 * H],
+            direction=direction, output_sequence=True,
+        )[0]  # fmt: skip
+
+    rows = []
+    for one in ways:
+        h, row = np.zeros(H), []
+        for step in one:
+            wr, wo, wz = np.split(w[: 3 * H] @ step + b[: 3 * H], 3)
+            rr, ro, rz = np.split(r[: 3 * H] @ h, 3)
+            z = sigmoid(wz + rz)
+            h = (1 - z) * np.tanh(wo + sigmoid(wr + rr) * ro) + z * h
+            row.append(h)
+        rows.append(row)
+    check(program(gru, tmp_path / "gru.mlpackage"), np.array(rows))
+
+
+def test_damaged_files_are_plain_errors(tmp_path: Path) -> None:
+    rng = np.random.default_rng(9)
+    w, r = draw(rng, H, INPUT), draw(rng, H, H)
+
+    def add(builder: Any) -> None:
+        builder.add_simple_rnn(
+            name="rnn", W_h=r, W_x=w, b=None, hidden_size=H, input_size=INPUT, activation="TANH",
+            input_names=["x", "h"], output_names=["y", "hh"], output_all=True,
+        )  # fmt: skip
+
+    data = network(add, tmp_path / "whole.mlmodel").read_bytes()
+    path = tmp_path / "cut.mlmodel"
+    for end in range(1, len(data)):
+        path.write_bytes(data[:end])
+        with pytest.raises(ConversionError):
+            lc.read(path)
+    for at in range(len(data)):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :])
+        try:
+            for layer in lc.read(path).recurrent.values():
+                layer.run(np.zeros((1, 2, layer.input_size)))
+        except ConversionError:
+            pass
+
+
+def test_weights_outside_the_package_are_refused(tmp_path: Path) -> None:
+    def rnn(mb: Any, given: Any) -> Any:
+        return mb.rnn(
+            x=given, initial_h=np.zeros((2, H), np.float32), weight_ih=np.ones((H, INPUT), np.float32),
+            weight_hh=np.ones((H, H), np.float32), output_sequence=True,
+        )[0]  # fmt: skip
+
+    path = program(rnn, tmp_path / "rnn.mlpackage")
+    assert len(lc.read(path).recurrent) == 1
+    weights = path / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
+    shutil.move(weights, tmp_path / "weight.bin")
+    weights.symlink_to(tmp_path / "weight.bin")
+    with pytest.raises(lc.BadFile, match="not in the package"):
+        lc.read(path)
+    manifest = path / "Manifest.json"
+    manifest.write_text(manifest.read_text().replace("com.apple.CoreML/model.mlmodel", "../../x.mlmodel"))
+    with pytest.raises(lc.BadFile, match="not in the package"):
+        lc.read(path)
+
+
+def test_it_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(lc.ConversionError):
+        lc.write(lc.Model({}), tmp_path / "x.npz", to="coreml")
