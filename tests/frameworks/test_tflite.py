@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import lstmconvert as lc
+from lstmconvert.canonical import Returns
 from lstmconvert.frameworks.tflite import kernels
 from lstmconvert.tensors import Lazy
 from tests.matrix import judges
@@ -188,6 +189,85 @@ def test_layer_normalization_is_refused(tmp_path: Path) -> None:
     path = made.save(tmp_path / "normal.tflite", [x], [y])
     with pytest.raises(lc.UnsupportedSource, match="layer normalization"):
         lc.read(path)
+
+
+def test_a_state_that_goes_from_one_layer_to_another_is_not_taken_for_two(tmp_path: Path) -> None:
+    made = Builder()
+    case = Case("lstm", 1, False, True)
+    x = made.tensor((2, -1, HIDDEN), name="x")
+    rng = np.random.default_rng(1)
+    y = layer(made, rng, case, x, HIDDEN, 2)
+    z = layer(made, rng, case, y, HIDDEN, 2)
+    first, second = made.graph.operators
+    second.inputs = [*second.inputs[:18], *first.inputs[18:20]]
+    model = lc.read(made.save(tmp_path / "shared.tflite", [x], [z]))
+    assert model.calls is None
+    assert "goes on from the state" in model.metadata["topology"]
+
+
+def test_a_bias_that_is_worked_out_is_not_taken_for_none(tmp_path: Path) -> None:
+    made = Builder()
+    case = Case("lstm", 1, False, True)
+    x = made.tensor((2, -1, INPUT), name="x")
+    rng = np.random.default_rng(1)
+    y = layer(made, rng, case, x, INPUT, 2)
+    kernel, source = made.tensor((3, HIDDEN), draw(rng, (3, HIDDEN))), made.tensor((3,), draw(rng, (3,)))
+    bias, z = made.tensor((3,)), made.tensor((2, -1, 3))
+    made.add("SIN", [source], [bias])
+    made.add("FULLY_CONNECTED", [y, kernel, bias], [z], "FullyConnectedOptions", keepNumDims=True)
+    model = lc.read(made.save(tmp_path / "biased.tflite", [x], [z]))
+    assert model.calls is None
+    assert "not a constant" in model.metadata["topology"]
+
+
+def test_an_operator_of_whole_numbers_is_not_taken_for_one_of_floats(tmp_path: Path) -> None:
+    made = Builder()
+    case = Case("lstm", 1, False, True)
+    x = made.tensor((2, -1, INPUT), name="x")
+    y = layer(made, np.random.default_rng(1), case, x, INPUT, 2)
+    z = made.tensor((2, -1, HIDDEN), scale=[0.1])
+    made.graph.tensors[z].type = made.schema.TensorType.INT8
+    made.add("TANH", [y], [z])
+    model = lc.read(made.save(tmp_path / "rounded.tflite", [x], [z]))
+    assert model.calls is None
+    assert "TANH rounds what it gives to int8" in model.metadata["topology"]
+
+
+def test_doubles_are_refused_with_a_way_out(tmp_path: Path) -> None:
+    import torch
+
+    torch.save(torch.nn.LSTM(3, 4).double().state_dict(), tmp_path / "double.pt")
+    with pytest.raises(lc.NotRepresentable, match="--dtype float32"):
+        lc.convert(tmp_path / "double.pt", tmp_path / "out.tflite")
+    result = lc.convert(tmp_path / "double.pt", tmp_path / "out.tflite", dtype="float32")
+    assert result.proof is not None
+    assert result.proof.proved
+
+
+def test_a_thousand_layers_are_not_folded_one_by_one(tmp_path: Path) -> None:
+    made = Builder()
+    case = Case("rnn", 1, False, True)
+    rng = np.random.default_rng(1)
+    x = made.tensor((1, -1, INPUT), name="x")
+    layer(made, rng, case, x, INPUT, 1)
+    operands = list(made.graph.operators.pop().inputs)
+    places = [made.tensor((3,), np.array(n, np.int32)) for n in ([0, -1, 0], [0, 0, 0], [1, 1, 1])]
+    lasts = []
+    for _ in range(1000):
+        y, last = made.tensor((1, -1, HIDDEN)), made.tensor((1, HIDDEN))
+        options = {"fusedActivationFunction": 4}
+        operands[-1] = made.tensor((1, HIDDEN), variable=True)
+        made.add("UNIDIRECTIONAL_SEQUENCE_RNN", list(operands), [y], "SequenceRNNOptions", **options)
+        masks = {"beginMask": 5, "endMask": 5, "shrinkAxisMask": 2}
+        made.add("STRIDED_SLICE", [y, *places], [last], "StridedSliceOptions", **masks)
+        lasts.append(last)
+    path = made.save(tmp_path / "wide.tflite", [x], lasts)
+    model = lc.read(path)
+    assert {layer.sequence.returns for layer in model.recurrent.values()} == {Returns.SEQUENCE}
+    assert len(model.layers) == 2000
+    found = model.run(inputs(case)[:1])
+    assert len(found) == 1000
+    assert close(np.asarray(found[-1]), ran(path, inputs(case)[:1])[-1])
 
 
 @pytest.mark.parametrize("zero", [True, False])

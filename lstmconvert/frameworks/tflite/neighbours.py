@@ -14,7 +14,7 @@ from lstmconvert.activations import TANH, Activation
 from lstmconvert.errors import BadFile
 from lstmconvert.frameworks.tflite import kernels
 from lstmconvert.frameworks.tflite.kernels import Known
-from lstmconvert.frameworks.tflite.use import Flow, NotRead, Shape, Use
+from lstmconvert.frameworks.tflite.use import Flow, NotRead, Shape, Unknown, Use
 from lstmconvert.operations import (
     Activate,
     Cast,
@@ -46,7 +46,7 @@ _SMALL = 1 << 12
 def result(
     reader: Reader,
     operator: Mapping[str, Any],
-    given: Sequence[Known | Flow | None],
+    given: Sequence[Known | Flow | Unknown | None],
     entry: Mapping[str, Any],
 ) -> Flow:
     """What an operator gives, of which an input is a value of the model.
@@ -59,6 +59,8 @@ def result(
     rule = _RULES.get(kind)
     if rule is None or len(operator["outputs"]) != 1:
         raise NotRead(f"{kind} is not read beside recurrent layers")
+    if "scale" in entry and entry["dtype"] != "float32" and kind != "GATHER":
+        raise NotRead(f"{kind} rounds what it gives to {entry['dtype']}")
     use = Use(reader, kind, operator["options"], given, reader.title_of(operator), entry)
     try:
         found = rule(use)

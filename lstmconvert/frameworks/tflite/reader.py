@@ -26,7 +26,7 @@ from lstmconvert.containers import Archive
 from lstmconvert.errors import BadFile, UnsupportedSource
 from lstmconvert.frameworks.tflite import kernels, neighbours, recurrent
 from lstmconvert.frameworks.tflite.kernels import Known
-from lstmconvert.frameworks.tflite.use import Flow, NotRead
+from lstmconvert.frameworks.tflite.use import UNKNOWN, Flow, NotRead
 from lstmconvert.model import Call, Layer, Model, OperationLayer, Port
 from lstmconvert.operations import Operation, Transpose
 from lstmconvert.options import ReadOptions
@@ -35,6 +35,7 @@ from lstmconvert.tensors import Lazy
 
 _TIME_FIRST = (1, 0, 2)
 _LOOPS = ("WHILE", "CALL_ONCE", "VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "IF")
+_MOST_FOLDING = 1 << 17
 _SINGLE = ("LSTM", "RNN", "SVDF")
 
 
@@ -65,6 +66,7 @@ class Reader:
         self.inputs: list[Port] = []
         self.notes: list[Note] = []
         self.steps: dict[str, int] = {}
+        self.states: set[int] = set()
         self.failed: dict[str | None, UnsupportedSource] = {}
         self.against = ""
         self.defined: dict[str, int] = {}
@@ -100,6 +102,8 @@ class Reader:
         used = {value for call in self.calls for value in (*call.inputs, *call.initial_state)}
         inputs = tuple(port for port in self.inputs if port.value in used)
         model = Model(self.layers, tuple(self.calls), inputs, outputs, "tflite", metadata)
+        if len(found) * len(self.calls) > _MOST_FOLDING:
+            return model  # every fold looks at the whole graph again
         return simplify.pair_directions(simplify.fold_last_steps(simplify.fold_reversals(model)))
 
     def _leave_out_clips(self) -> None:
@@ -229,7 +233,7 @@ class Reader:
                 self.failed[name] = error
                 self._give_up(f"{name!r} is not read")
             return
-        given = [None if number < 0 else self.values.get(number) for number in operator["inputs"]]
+        given = [None if n < 0 else self.values.get(n, UNKNOWN) for n in operator["inputs"]]
         result = operator["outputs"][0]
         if given and all(isinstance(value, Known) for value in given):
             folded = neighbours.folded(kind, [v for v in given if isinstance(v, Known)])
@@ -279,6 +283,9 @@ class Reader:
     def _check_states(self, name: str, states: Sequence[int]) -> None:
         persistent = False
         for number in states:
+            if number in self.states:
+                self._give_up(f"{name!r} goes on from the state that another layer ends with")
+            self.states.add(number)
             maker = self.makers.get(number)
             kind = "" if maker is None else maker["type"]
             if kind == "ZEROS_LIKE":

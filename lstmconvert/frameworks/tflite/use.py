@@ -31,6 +31,14 @@ class Flow:
     turned: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A tensor that is there and of which nothing is known; ``None`` is one that is not there."""
+
+
+UNKNOWN = Unknown()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Use:
     """One operator: what goes in, and the tensor that comes out."""
@@ -38,7 +46,7 @@ class Use:
     reader: Reader
     kind: str
     options: Mapping[str, Any]
-    given: Sequence[Known | Flow | None]
+    given: Sequence[Known | Flow | Unknown | None]
     title: str
     entry: Mapping[str, Any]
 

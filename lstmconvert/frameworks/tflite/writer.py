@@ -135,7 +135,7 @@ class Graph:
             raise NotRepresentable(
                 f"only inputs of float32, int32 and int64 are written to a .tflite file, not {port.dtype}",
                 place=f"input {port.name!r}",
-                remedy=REMEDY,
+                remedy="Choose --dtype float32." if port.dtype.startswith("float") else REMEDY,
             )
         name = port.name if port.name not in self.reserved else f"{port.name}/input"
         value = self.tensor(name, (None, *port.shape[1:]), dtype=port.dtype)
