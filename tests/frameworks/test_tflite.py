@@ -233,6 +233,29 @@ def test_an_operator_of_whole_numbers_is_not_taken_for_one_of_floats(tmp_path: P
     assert "TANH rounds what it gives to int8" in model.metadata["topology"]
 
 
+def test_a_state_is_not_taken_for_the_constant_that_it_begins_with(tmp_path: Path) -> None:
+    made = Builder()
+    case = Case("lstm", 1, False, True)
+    x = made.tensor((1, -1, INPUT), name="x")
+    start = made.tensor((1, HIDDEN), np.zeros((1, HIDDEN), np.float16))
+    y = layer(made, np.random.default_rng(1), case, x, INPUT, 1)
+    (operator,) = made.graph.operators
+    state = operator.inputs[18]
+    made.graph.operators.clear()
+    made.add("DEQUANTIZE", [start], [state])
+    made.graph.operators.append(operator)
+    operator.opcodeIndex = 0
+    last, z = made.tensor((1, HIDDEN)), made.tensor((1, HIDDEN))
+    places = [made.tensor((3,), np.array(n, np.int32)) for n in ([0, -1, 0], [0, 0, 0], [1, 1, 1])]
+    masks = {"beginMask": 5, "endMask": 5, "shrinkAxisMask": 2}
+    made.add("STRIDED_SLICE", [y, *places], [last], "StridedSliceOptions", **masks)
+    made.add("ADD", [last, state], [z], "AddOptions")
+    path = made.save(tmp_path / "state.tflite", [x], [z])
+    model = lc.read(path)
+    assert model.calls is None
+    assert "ADD" in model.metadata["topology"]
+
+
 def test_doubles_are_refused_with_a_way_out(tmp_path: Path) -> None:
     import torch
 

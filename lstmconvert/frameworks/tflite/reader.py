@@ -75,7 +75,7 @@ class Reader:
     def model(self) -> Model:
         """What the graph is."""
         for number, entry in enumerate(self.entries):
-            if entry["constant"] and not entry["unread"]:
+            if entry["constant"] and not entry["unread"] and not entry["variable"]:
                 tensor = self.archive.tensors[entry["name"]]
                 self.values[number] = kernels.constant(entry, tensor)
         for name, number in self.ports["inputs"]:
@@ -237,7 +237,7 @@ class Reader:
         result = operator["outputs"][0]
         if given and all(isinstance(value, Known) for value in given):
             folded = neighbours.folded(kind, [v for v in given if isinstance(v, Known)])
-            if folded is not None:
+            if folded is not None and not self.entries[result]["variable"]:
                 self.values[result] = folded
                 return
         if any(isinstance(value, Flow) for value in given) and not self.against:
