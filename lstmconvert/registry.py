@@ -88,6 +88,13 @@ _CONTAINERS = (
     ContainerEntry("ncnn_files", "lstmconvert.containers.ncnn_files", "ncnn", (".param",), (b"7767517",)),
     ContainerEntry("tflite_file", "lstmconvert.containers.tflite_file", "TFLite", (".tflite",), (b"",)),
     ContainerEntry(
+        "tensorflowjs",
+        "lstmconvert.containers.tensorflowjs",
+        "TensorFlow.js",
+        (".json",),
+        (b"{", b" ", b"\n"),
+    ),
+    ContainerEntry(
         "coreml", "lstmconvert.containers.coreml", "Core ML", (".mlmodel", ".mlpackage"), (b"",), writes=False
     ),
     ContainerEntry("onnx_file", "lstmconvert.containers.onnx_file", "ONNX", (".onnx",), (b"",)),

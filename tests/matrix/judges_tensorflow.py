@@ -52,7 +52,7 @@ def weights_tensorflow1(path: Path) -> list[np.ndarray[Any, Any]]:
 
 def refused(case: Case, source: str) -> bool:
     """What a checkpoint of TensorFlow 1 cannot hold: clips, other activations of gates, one reverse direction."""
-    if source in ("onnx", "openvino", "tflite") and case.option == "relu":
+    if source in ("onnx", "openvino", "tflite", "tensorflowjs") and case.option == "relu":
         return case.cell != "rnn"
     return case.option in ("hard_sigmoid", "reverse", "clip")
 

@@ -20,6 +20,7 @@ from tests.matrix import (
     judges_ncnn,
     judges_openvino,
     judges_tensorflow,
+    judges_tensorflowjs,
     judges_tflite,
 )
 from tests.matrix.judges import Case, Judge, Sample, cases, few
@@ -31,6 +32,7 @@ JUDGES = (
     *judges_openvino.JUDGES,
     *judges_ncnn.JUDGES,
     *judges_tflite.JUDGES,
+    *judges_tensorflowjs.JUDGES,
 )
 FEW = {judge.name for judge in JUDGES} - {"keras", "pytorch", "onnx", "tensorflow1"}
 PAIRS = [
@@ -56,6 +58,7 @@ REFUSED = {
     "openvino": judges_openvino.refused,
     "ncnn": judges_ncnn.refused,
     "tflite": judges_tflite.refused,
+    "tensorflowjs": judges_tensorflowjs.refused,
     **judges_named.REFUSED,
 }
 
