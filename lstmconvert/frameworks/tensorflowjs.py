@@ -63,9 +63,17 @@ def read(archive: Archive, container: str, options: ReadOptions) -> Model:  # no
     Raises:
         BadFile, UnsupportedSource, AmbiguousSource, Usage: as ``lstmconvert.frameworks.keras.read``.
     """
+    try:
+        return _read(archive, options)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise BadFile(
+            "the configuration of the model is damaged, or not one of TensorFlow.js",
+            found=f"{type(error).__name__}: {error}"[:200],
+        ) from error
+
+
+def _read(archive: Archive, options: ReadOptions) -> Model:
     topology = archive.metadata["topology"]
-    if not isinstance(topology, Mapping):
-        raise BadFile("there is no topology in the file")
     config = topology.get("model_config", topology)
     if str(topology.get("keras_version", "")).startswith("3"):
         raise UnsupportedSource(

@@ -171,3 +171,27 @@ def test_damaged_models_are_plain_errors(tmp_path: Path) -> None:
     path.write_text(json.dumps({**json.loads(text), "format": "graph-model"}))
     with pytest.raises(lc.UnsupportedSource, match="graph model"):
         lc.read(path)
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, 3, 0.5, "x", True, [], {}, [None], {"class_name": "LSTM", "config": 3}]
+)
+@pytest.mark.parametrize("place", ["topology", "config", "layers", "layer", "weights"])
+def test_a_topology_of_other_kinds_is_a_plain_error(wrong: Any, place: str, tmp_path: Path) -> None:
+    path = judge.saved(SAVED["lstm with sigmoid"], tmp_path / "saved")
+    data = json.loads(path.read_text())
+    topology = data["modelTopology"]
+    match place:
+        case "topology":
+            data["modelTopology"] = wrong
+        case "config":
+            topology["config"] = wrong
+        case "layers":
+            topology["config"]["layers"] = wrong
+        case "layer":
+            topology["config"]["layers"] = [wrong]
+        case "weights":
+            data["weightsManifest"] = wrong
+    path.write_text(json.dumps(data))
+    with pytest.raises(ConversionError):
+        lc.read(path)

@@ -71,7 +71,9 @@ def loads(text: object, tensors: Mapping[str, Lazy]) -> Model | None:
         names = sorted(tensors)
         for item in data["layers"]:
             read = _recurrent_from_json if "places" in item else _operation_from_json
-            layers[str(item["key"])] = read(item, tensors, names)
+            layer = layers[str(item["key"])] = read(item, tensors, names)
+            if layer.name != item["key"]:
+                return None
         return Model(
             MappingProxyType(layers),
             tuple(_from_json(Call, item) for item in data["calls"]),
