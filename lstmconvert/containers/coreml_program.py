@@ -51,6 +51,7 @@ def read(path: Path, program: Mapping[str, Any]) -> Archive:
             continue
         name = _name(operation, kind, len(layers))
         options: dict[str, Any] = {}
+        states: list[str] = []
         for entry in operation.get("inputs", ()):
             key = str(entry.get("key", ""))
             value = _bound(entry, constants)
@@ -62,9 +63,12 @@ def read(path: Path, program: Mapping[str, Any]) -> Archive:
                         remedy="Save the model with plain float16 or float32 weights.",
                     )
                 tensors[f"{name}/{key}"] = _array(path, value, f"{name}/{key}")
-            elif value is not None and key not in ("initial_h", "initial_c"):
+            elif value is not None and key in ("initial_h", "initial_c"):
+                if np.any(_array(path, value, f"{name}/{key}").read()):
+                    states.append(key)
+            elif value is not None:
                 options[key] = _scalar(path, value)
-        layers.append({"type": kind, "name": name, "options": options})
+        layers.append({"type": kind, "name": name, "options": options, "states": states})
     metadata = {"form": "program", "layers": layers, "others": others, "quantised": {}}
     return Archive(MappingProxyType(tensors), MappingProxyType(metadata))
 

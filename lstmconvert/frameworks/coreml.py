@@ -26,7 +26,7 @@ from lstmconvert.canonical import (
 )
 from lstmconvert.containers import Archive
 from lstmconvert.errors import AmbiguousSource, BadFile, NotRepresentable, UnsupportedSource
-from lstmconvert.gates import Cell, Direction, Gate
+from lstmconvert.gates import Cell, Direction, Gate, Part
 from lstmconvert.model import Model
 from lstmconvert.options import ReadOptions, WriteOptions
 from lstmconvert.reading_notes import Note, dequantised, note
@@ -46,6 +46,10 @@ _LAYOUTS = MappingProxyType(
 )
 _NO_CLIP = 500.0
 """coremltools writes this bound of the cell state, or a larger one, where no clip was asked for."""
+_DEFAULT_CLIP = 50.0
+"""What a cellClipThreshold of 0 stands for, and the bound of every pre-activation."""
+_SCALED_TANH = Activation("scaled_tanh", 1.7159, 2 / 3)
+"""The only one that recurrent layers support; coremltools writes it without its numbers."""
 _PLAIN = MappingProxyType({"linear": LINEAR, "relu": RELU, "ReLU": RELU, "tanh": TANH, "sigmoid": SIGMOID})
 _WITH_PARAMETERS = MappingProxyType({"sigmoidHard": "hard_sigmoid", "scaledTanh": "scaled_tanh"})
 
@@ -60,13 +64,15 @@ def read(archive: Archive, container: str, options: ReadOptions) -> Model:  # no
 
     Raises:
         BadFile: when a layer contradicts itself.
-        AmbiguousSource: when a hard sigmoid has no slope.
-        UnsupportedSource: when there is no recurrent layer, or the documentation leaves open what one
-            computes.
+        AmbiguousSource: when a hard sigmoid has no slope, or a program has a GRU.
+        UnsupportedSource: when there is no recurrent layer, the documentation leaves open what one
+            computes, or one begins with numbers other than zero.
     """
     layers: dict[str, RecurrentLayer] = {}
     notes: list[Note] = []
     for entry in archive.metadata["layers"]:
+        if entry["name"] in layers:
+            raise BadFile("two layers have one name", place=f"layer {entry['name']!r}")
         if options.layer in (None, entry["name"]):
             layers[entry["name"]] = _layer(entry, archive, options, notes)
     others = archive.metadata["others"]
@@ -105,6 +111,18 @@ def _layer(
     ways = _directions(entry, form)
     if len(ways) != len(weights):
         raise BadFile("the weights are of another number of directions", place=f"layer {name!r}")
+    if form == "network":
+        _refuse_contradictions(entry, {part for one in weights.values() for part, _ in one})
+    if entry.get("states"):
+        raise UnsupportedSource(
+            "the layer begins with numbers other than zero, which would be lost",
+            place=f"layer {name!r}",
+            found=", ".join(entry["states"]),
+            remedy="Make the first states inputs of the program.",
+        )
+    if not _gives_all_steps(entry, form):
+        text = "the source gives on the last step only; here the layer gives all of them"
+        notes.append(note(name, "all_steps", text))
     equations = _equations(described.cell, entry, form, told, notes)
     if len(equations) != len(ways):
         raise BadFile("the activations are of another number of directions", place=f"layer {name!r}")
@@ -117,6 +135,26 @@ def _layer(
     )
     origin = tuple(prefix + key for key in own)
     return RecurrentLayer(name, directions, SequenceBehaviour(), origin, described.gates)
+
+
+def _gives_all_steps(entry: Mapping[str, Any], form: str) -> bool:
+    options = entry["options"]
+    if form == "program":
+        return bool(options.get("output_sequence"))
+    return bool(options.get("params", options).get("sequenceOutput"))
+
+
+def _refuse_contradictions(entry: Mapping[str, Any], parts: set[Part]) -> None:
+    """Flags say whether there are biases and peepholes; Core ML leaves out what a flag does not name."""
+    said = entry["options"].get("params", entry["options"])
+    for flag, part in (("hasBiasVectors", Part.BIAS_INPUT), ("hasPeepholeVectors", Part.PEEPHOLE)):
+        if bool(said.get(flag)) != (part in parts):
+            raise BadFile(
+                "a flag and the weights contradict each other",
+                place=f"layer {entry['name']!r}",
+                found=f"{flag} is {str(bool(said.get(flag))).lower()}",
+                expected=f"{'weights' if part not in parts else 'no weights'} of that kind",
+            )
 
 
 def _directions(entry: Mapping[str, Any], form: str) -> tuple[Direction, ...]:
@@ -142,7 +180,7 @@ def _equations(
     """What each direction computes."""
     name, options = entry["name"], entry["options"]
     if form == "program":
-        return [_of_program(cell, name, options)] * len(_directions(entry, form))
+        return [_of_program(cell, name, options, told)] * len(_directions(entry, form))
     rows = [options.get("activations", [])]
     if entry["type"] == "biDirectionalLSTM":
         rows.append(options.get("activationsBackward", []))
@@ -150,17 +188,23 @@ def _equations(
     wanted = {Cell.LSTM: 3, Cell.GRU: 2, Cell.RNN: 1}[cell]
     if any(len(row) != wanted for row in said):
         raise BadFile("a layer has another number of activations", place=f"layer {name!r}", expected=wanted)
+    if any(one in (RELU, LINEAR) for row in said for one in row):
+        text = f"Core ML bounds what goes into the activations by {_DEFAULT_CLIP:g}, which was left out"
+        notes.append({**note(name, "leave_out_clip", text), "exact": False})
     if cell is Cell.RNN:
         return [RnnEquations(row[0]) for row in said]
     if cell is Cell.GRU:
+        reset = ResetPlace.AFTER_PRODUCT if told.reset_after else ResetPlace.BEFORE_PRODUCT
         return [
-            GruEquations(ResetPlace.AFTER_PRODUCT, gate_activation=gates, candidate_activation=candidate)
+            GruEquations(reset, gate_activation=gates, candidate_activation=candidate)
             for gates, candidate in said
         ]
     how = options.get("params", {})
     if how.get("coupledInputAndForgetGate"):
-        raise UnsupportedSource("which gate a coupled LSTM derives is left open", place=f"layer {name!r}")
-    clip = float(how.get("cellClipThreshold", 0.0))
+        raise UnsupportedSource("LSTMs with coupled gates are not read", place=f"layer {name!r}")
+    clip = float(how.get("cellClipThreshold", 0.0)) or _DEFAULT_CLIP
+    if not clip > 0:
+        raise BadFile("a clip is not a bound", place=f"layer {name!r}", found=clip)
     if clip >= _NO_CLIP:
         text = f"a clip of the cell state at {clip:g}, which coremltools writes for none, was left out"
         notes.append({**note(name, "leave_out_clip", text), "exact": False})
@@ -170,13 +214,13 @@ def _equations(
             cell_input,
             hidden,
             constant=MappingProxyType({Gate.FORGET: 1.0} if how.get("forgetBias") else {}),
-            cell_clip=clip if 0 < clip < _NO_CLIP else None,
+            cell_clip=clip if clip < _NO_CLIP else None,
         )
         for gates, cell_input, hidden in said
     ]
 
 
-def _of_program(cell: Cell, name: str, options: Mapping[str, Any]) -> Equations:
+def _of_program(cell: Cell, name: str, options: Mapping[str, Any], told: ReadOptions) -> Equations:
     def named(key: str, default: str) -> Activation:
         said = str(options.get(key, default)).lower()
         if said not in _PLAIN:
@@ -198,8 +242,15 @@ def _of_program(cell: Cell, name: str, options: Mapping[str, Any]) -> Equations:
                 place=f"layer {name!r}",
                 remedy="Convert the model from which this one was made.",
             )
+        if told.reset_after is None:
+            raise AmbiguousSource(
+                "Core ML's documents contradict each other about this gru: after the product in programs, "
+                "before it in the neural networks to which coremltools turns the same weights",
+                place=f"layer {name!r}",
+                remedy="Say --reset-after or --no-reset-after, whichever the model was trained with.",
+            )
         return GruEquations(
-            ResetPlace.AFTER_PRODUCT,
+            ResetPlace.AFTER_PRODUCT if told.reset_after else ResetPlace.BEFORE_PRODUCT,
             gate_activation=gates,
             candidate_activation=named("activation", "tanh"),
         )
@@ -224,6 +275,8 @@ def _activation(said: Mapping[str, Mapping[str, float]], name: str, told: ReadOp
                 remedy="Say --recurrent-activation hard_sigmoid if that is what it was made from.",
             )
         return HARD_SIGMOID_KERAS2
+    if kind == "scaledTanh" and alpha == beta == 0:
+        return _SCALED_TANH
     if kind in _WITH_PARAMETERS:
         return Activation(_WITH_PARAMETERS[kind], alpha, beta)
     if kind in _PLAIN and (kind != "linear" or (alpha, beta) == (1.0, 0.0)):

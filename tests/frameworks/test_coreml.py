@@ -157,11 +157,12 @@ def test_a_gru_and_a_simple_layer_of_a_network(tmp_path: Path) -> None:
     h, expected = np.zeros(H), []
     for step in x[0]:
         wz, wr, wo = np.split(w @ step + b, 3)
-        rz, rr, ro = np.split(r @ h, 3)
-        z, reset = sigmoid(wz + rz), sigmoid(wr + rr)
-        h = (1 - z) * np.tanh(wo + reset * ro) + z * h
+        z, reset = sigmoid(wz + r[:H] @ h), sigmoid(wr + r[H : 2 * H] @ h)
+        h = (1 - z) * np.tanh(wo + r[2 * H :] @ (reset * h)) + z * h  # c_t of GRULayerParams
         expected.append(h)
     np.testing.assert_allclose(layer.run(x)[0][0], expected, atol=1e-6)
+    (told,) = lc.read(tmp_path / "gru.mlmodel", reset_after=True).recurrent.values()
+    assert np.max(np.abs(told.run(x)[0][0] - expected)) > 1e-3
 
     def add_simple(builder: Any) -> None:
         builder.add_simple_rnn(
@@ -232,8 +233,8 @@ def test_operations_of_a_program(direction: str, tmp_path: Path) -> None:
     x = rng.normal(size=(2, T, INPUT))
     ways = x[:, ::-1] if direction == "reverse" else x
 
-    def check(path: Path, expected: Array) -> None:
-        (layer,) = lc.read(path).recurrent.values()
+    def check(path: Path, expected: Array, reset_after: bool | None = None) -> None:
+        (layer,) = lc.read(path, reset_after=reset_after).recurrent.values()
         found = layer.run(x)[0]
         np.testing.assert_allclose(found[:, ::-1] if direction == "reverse" else found, expected, atol=1e-6)
 
@@ -263,7 +264,83 @@ def test_operations_of_a_program(direction: str, tmp_path: Path) -> None:
             h = (1 - z) * np.tanh(wo + sigmoid(wr + rr) * ro) + z * h
             row.append(h)
         rows.append(row)
-    check(program(gru, tmp_path / "gru.mlpackage"), np.array(rows))
+    path = program(gru, tmp_path / "gru.mlpackage")
+    with pytest.raises(lc.AmbiguousSource, match="contradict"):
+        lc.read(path)
+    check(path, np.array(rows), reset_after=True)
+
+
+@pytest.mark.parametrize("state", ["initial_h", "initial_c"])
+def test_states_other_than_zero_are_not_lost(state: str, tmp_path: Path) -> None:
+    zeros, ones = np.zeros((2, H), np.float32), np.ones((2, H), np.float32)
+
+    def lstm(mb: Any, given: Any) -> Any:
+        begins = {"initial_h": zeros, "initial_c": zeros, state: ones}
+        return mb.lstm(
+            x=given, weight_ih=np.ones((4 * H, INPUT), np.float32), weight_hh=np.ones((4 * H, H), np.float32),
+            output_sequence=True, **begins,
+        )[0]  # fmt: skip
+
+    with pytest.raises(lc.UnsupportedSource, match=f"other than zero.*found {state}"):
+        lc.read(program(lstm, tmp_path / "lstm.mlpackage"))
+
+
+def lstm_spec(path: Path, change: Callable[[Any], None]) -> Path:
+    """A network with one LSTM, which ``change`` alters."""
+    rng = np.random.default_rng(11)
+
+    def add(builder: Any) -> None:
+        four = lambda *shape: [draw(rng, *shape) for _ in range(4)]  # noqa: E731
+        builder.add_unilstm(
+            name="rnn", W_h=four(H, H), W_x=four(H, INPUT), b=four(H), hidden_size=H, input_size=INPUT,
+            input_names=["x", "h", "c"], output_names=["y", "hh", "cc"], peep=four(H)[:3], output_all=True,
+        )  # fmt: skip
+        change(builder.spec.neuralNetwork.layers[0].uniDirectionalLSTM)
+
+    return network(add, path)
+
+
+@pytest.mark.parametrize("flag", ["hasBiasVectors", "hasPeepholeVectors"])
+def test_a_flag_that_contradicts_the_weights_is_refused(flag: str, tmp_path: Path) -> None:
+    with pytest.raises(lc.BadFile, match=f"{flag} is false"):
+        lc.read(lstm_spec(tmp_path / "m.mlmodel", lambda layer: setattr(layer.params, flag, False)))
+
+
+def test_what_the_specification_says_of_numbers_left_out(tmp_path: Path) -> None:
+    def scaled(layer: Any) -> None:
+        layer.activations[1].scaledTanh.MergeFromString(b"")
+        layer.params.cellClipThreshold = 0
+
+    path = lstm_spec(tmp_path / "m.mlmodel", scaled)
+    (direction,) = lc.read(path).recurrent["rnn"].directions
+    equations = direction.equations
+    assert (equations.cell_activation.alpha, equations.cell_activation.beta) == (1.7159, 2 / 3)
+    assert equations.cell_clip == 50.0
+
+
+def test_two_layers_of_one_name_and_last_steps(tmp_path: Path) -> None:
+    from coremltools.proto import Model_pb2
+
+    zeros = np.zeros((2, H), np.float32)
+    weights = {"weight_ih": np.ones((H, INPUT), np.float32), "weight_hh": np.ones((H, H), np.float32)}
+
+    def two(mb: Any, given: Any) -> Any:
+        first = mb.rnn(x=given, initial_h=zeros, output_sequence=False, name="one", **weights)[0]
+        second = mb.rnn(x=given, initial_h=zeros, output_sequence=True, name="two", **weights)[0]
+        return mb.concat(values=[first, second], axis=0)
+
+    path = program(two, tmp_path / "rnn.mlpackage")
+    steps = lc.read(path).metadata["rewrites"]
+    assert [(step["layer"], step["name"]) for step in steps] == [("one", "all_steps")]
+    file = path / "Data" / "com.apple.CoreML" / "model.mlmodel"
+    spec = Model_pb2.Model.FromString(file.read_bytes())
+    (block,) = spec.mlProgram.functions["main"].block_specializations.values()
+    for operation in block.operations:
+        if operation.type == "rnn":
+            operation.attributes["name"].immediateValue.tensor.strings.values[0] = "same"
+    file.write_bytes(spec.SerializeToString())
+    with pytest.raises(lc.BadFile, match="one name"):
+        lc.read(path)
 
 
 def test_damaged_files_are_plain_errors(tmp_path: Path) -> None:
