@@ -57,7 +57,8 @@ def read(path: Path) -> Archive:
                 remedy="Convert the Keras model or SavedModel from which it was made.",
             )
         topology, manifest = data["modelTopology"], data["weightsManifest"]
-        texts = data.get("userDefinedMetadata") or {}
+        told = data.get("userDefinedMetadata") or {}
+        metadata = {key: value for key, value in told.items() if isinstance(value, str)}
         tensors, quantised = _weights(path.parent, manifest)
     except (BadFile, UnsupportedSource) as error:
         raise error.located(file=path) from error.__cause__
@@ -65,7 +66,6 @@ def read(path: Path) -> Archive:
         raise BadFile(
             "the model.json is damaged", file=path, found=f"{type(error).__name__}: {error}"[:200]
         ) from error
-    metadata = {key: value for key, value in texts.items() if isinstance(value, str)}
     held = {"topology": topology, "quantised": quantised}
     return Archive(MappingProxyType(tensors), MappingProxyType({**metadata, **held}))
 

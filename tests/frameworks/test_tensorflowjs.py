@@ -176,7 +176,7 @@ def test_damaged_models_are_plain_errors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong", [None, 3, 0.5, "x", True, [], {}, [None], {"class_name": "LSTM", "config": 3}]
 )
-@pytest.mark.parametrize("place", ["topology", "config", "layers", "layer", "weights"])
+@pytest.mark.parametrize("place", ["topology", "config", "layers", "layer", "weights", "metadata"])
 def test_a_topology_of_other_kinds_is_a_plain_error(wrong: Any, place: str, tmp_path: Path) -> None:
     path = judge.saved(SAVED["lstm with sigmoid"], tmp_path / "saved")
     data = json.loads(path.read_text())
@@ -192,6 +192,11 @@ def test_a_topology_of_other_kinds_is_a_plain_error(wrong: Any, place: str, tmp_
             topology["config"]["layers"] = [wrong]
         case "weights":
             data["weightsManifest"] = wrong
+        case "metadata":
+            data["userDefinedMetadata"] = wrong
     path.write_text(json.dumps(data))
+    if place == "metadata" and (not wrong or isinstance(wrong, dict)):
+        assert lc.read(path).recurrent
+        return
     with pytest.raises(ConversionError):
         lc.read(path)
