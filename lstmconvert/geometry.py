@@ -108,21 +108,28 @@ def cover(regions: Sequence[Region], shape: Sequence[int]) -> Cover:
     if len(known) < len(places):
         return _counted(regions, math.prod(shape))
     steps = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    for own in known:
-        for axis, positions in enumerate(own):
-            ordered = np.sort(positions)
-            again = ordered[1:][ordered[1:] == ordered[:-1]]
-            if again.size:
+    marks = [[_marked(at, length) for at, length in zip(own, shape, strict=True)] for own in known]
+    for own, marked in zip(known, marks, strict=True):
+        for axis, (positions, mark) in enumerate(zip(own, marked, strict=True)):
+            if int(np.count_nonzero(mark)) < positions.size:
+                ordered = np.sort(positions)
                 corner = [int(p[0]) for p in own]
-                corner[axis] = int(again[0])
+                corner[axis] = int(ordered[1:][ordered[1:] == ordered[:-1]][0])
                 return Cover(sum(n * step for n, step in zip(corner, steps, strict=True)), None)
-    for one, two in combinations(known, 2):
-        shared = [np.intersect1d(a, b) for a, b in zip(one, two, strict=True)]
-        if all(s.size for s in shared):
-            return Cover(sum(int(s[0]) * step for s, step in zip(shared, steps, strict=True)), None)
+    for one, two in combinations(marks, 2):
+        shared = [a & b for a, b in zip(one, two, strict=True)]
+        if all(both.any() for both in shared):
+            return Cover(sum(int(s.argmax()) * step for s, step in zip(shared, steps, strict=True)), None)
     if sum(region.size for region in regions) == math.prod(shape):
         return Cover(None, None)
     return _counted(regions, math.prod(shape))
+
+
+def _marked(positions: Array, length: int) -> Array:
+    """Which of the ``length`` places on an axis are among ``positions``."""
+    mark: Array = np.zeros(length, np.bool_)
+    mark[positions] = True
+    return mark
 
 
 def _counted(regions: Sequence[Region], size: int) -> Cover:

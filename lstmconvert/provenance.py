@@ -106,7 +106,7 @@ def of_model(model: Model) -> Provenance:
 class Seal:
     """The digest of tensors and of the equations that run on them, taken while the tensors are written.
 
-    A large tensor is digested beside what is done with it; it stays in memory until the next one is read.
+    A large tensor is digested beside what is done with it and with the next; it stays in memory until then.
 
     Attributes:
         tensors: the same tensors; reading one puts it under the seal.
@@ -125,8 +125,10 @@ class Seal:
 
     def _watched(self, tensor: Lazy) -> Lazy:
         def load() -> Array:
-            self._finish()
+            if tensor.nbytes > _TWO_AT_ONCE:
+                self._finish()
             array = tensor.read()
+            self._finish()
             digest = self._digests[id(tensor)] = self._new()
             data = little_endian(array).data
             if array.nbytes < _LARGE:
@@ -165,6 +167,8 @@ class Seal:
 
 
 _LARGE = 1 << 20
+_TWO_AT_ONCE = 1 << 26
+"""Bytes of a tensor from which on the one before it must be gone before it is read."""
 
 
 def loads(text: object) -> Provenance | None:

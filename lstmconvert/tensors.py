@@ -6,9 +6,11 @@ import math
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+
+from lstmconvert.parallel import LARGE, shared
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 else:
     Array = np.ndarray
+
+_Result = TypeVar("_Result")
 
 
 class Lazy:
@@ -103,7 +107,11 @@ def same_bits(a: Array, b: Array) -> bool:
     if a.dtype.hasobject or a.dtype.itemsize not in (1, 2, 4, 8) or not a.ndim:
         return np.ascontiguousarray(a).tobytes() == np.ascontiguousarray(b).tobytes()
     first, second = a.view(whole), b.view(whole)
-    return all(np.array_equal(*pair) for pair in _pieces(first, second))
+
+    def same(start: int, stop: int) -> bool:
+        return all(_equal(*pair) for pair in _pieces(first[start:stop], second[start:stop]))
+
+    return all(_by_rows(same, a))
 
 
 def copy_into(target: Array, source: Array) -> None:
@@ -112,8 +120,30 @@ def copy_into(target: Array, source: Array) -> None:
     A transposition done in one go misses the cache at every element: for 2048 x 8192 float32 it
     takes six times as long as in tiles.
     """
-    for piece, tile in _pieces(target, source):
-        piece[...] = tile
+    if not target.ndim:
+        target[...] = source
+        return
+
+    def copy(start: int, stop: int) -> None:
+        for piece, tile in _pieces(target[start:stop], source[start:stop]):
+            piece[...] = tile
+
+    _by_rows(copy, target)
+
+
+def _by_rows(work: Callable[[int, int], _Result], array: Array) -> list[_Result]:
+    """What is worked out for the rows of an array: all at once, or on all cores where it is large."""
+    rows = array.shape[0]
+    return [work(0, rows)] if array.nbytes < LARGE else shared(work, rows, _SHORT)
+
+
+def _equal(piece: Array, tile: Array) -> bool:
+    """Whether two small arrays are equal; NumPy compares many times faster where both lie in one order."""
+    if piece.ndim == 2 and _rows(piece) != _rows(tile):
+        turned = np.empty_like(piece)
+        turned[...] = tile
+        tile = turned
+    return bool(np.array_equal(piece, tile))
 
 
 _SHORT, _LONG = 64, 512

@@ -36,6 +36,7 @@ ROOMS: tuple[frozenset[str], ...] = (
             "geometry",
             "sampling",
             "reading_notes",
+            "parallel",
         }
     ),
     frozenset({"canonical"}),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lstmconvert.errors import BadFile
+from lstmconvert.parallel import LARGE, shared
 from lstmconvert.tensors import Array, Lazy
 from lstmconvert.values import dataclass
 
@@ -139,15 +140,22 @@ def shaped(raw: Array, shape: tuple[int, ...], dtype: Any, strides: tuple[int, .
 def _read(path: Path, offset: int, size: int, place: str | None) -> Array:
     """``size`` bytes at ``offset``, as an array of bytes that nobody else has."""
     raw = np.empty(size, np.uint8)
-    view = raw.data
-    try:
+
+    def fill(start: int, stop: int) -> None:
+        view = raw.data[start:stop]
         with path.open("rb", buffering=0) as file:
-            file.seek(offset)
+            file.seek(offset + start)
             while view:
                 count = file.readinto(view)
                 if not count:
                     raise BadFile("the file ends inside a tensor", file=path, place=place)
                 view = view[count:]
+
+    try:
+        if size < LARGE:
+            fill(0, size)
+        else:
+            shared(fill, size, LARGE // 2)
     except OSError as error:
         raise BadFile(f"the file cannot be read: {error.strerror}", file=path, place=place) from error
     return raw
