@@ -88,18 +88,49 @@ def test_torch_computes_what_keras_computes(name: str, tmp_path: Path) -> None:
 
 
 def check_torch_takes_it(archive: Archive, inputs: Sequence[Any], expected: Sequence[Any]) -> None:
-    """torch.compile takes the module, and torch.export too, but for packed sequences: their sizes are data."""
+    """torch.compile and torch.export take the module."""
     module = module_of(archive)
     given = tuple(torch.as_tensor(x) for x in inputs)
     torch.compiler.reset()
-    ways = [lambda: torch.compile(module, backend="eager")]
-    if "run_masked" not in source_of(archive):
-        ways.append(lambda: torch.export.export(module, given).module())
-    for way in ways:
+    for way in (
+        lambda: torch.compile(module, backend="eager"),
+        lambda: torch.export.export(module, given).module(),
+    ):
         with torch.no_grad():
             result = way()(*given)
         for a, b in zip(result if isinstance(result, tuple) else (result,), expected, strict=True):
             assert_close(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes")  # torch's own layers, when torch.export takes them
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "SimpleRNN"])
+def test_a_masked_module_is_exported_for_any_batch(kind: str) -> None:
+    import keras
+
+    layer = getattr(keras.layers, kind)
+    given = keras.Input((None, 3))
+    masked = keras.layers.Masking()(given)
+    both = keras.layers.Bidirectional(layer(4, return_sequences=True, return_state=True))(masked)
+    last = layer(5, return_state=True)(both[0])
+    model = keras.Model(given, [*both, *last])
+    rng = np.random.default_rng(7)
+    model.set_weights([rng.normal(0, 0.8, w.shape) for w in model.get_weights()])
+    module = module_of(written(keras_live.read_live(model)))
+    free = {0: torch.export.Dim("batch", min=2)}  # torch.export fixes the time of torch's own layers
+    exported = torch.export.export(module, (torch.ones(7, 9, 3),), dynamic_shapes=(free,)).module()
+    for batch in (2, 5):
+        x = rng.normal(0, 2, (batch, 9, 3)).astype(np.float32)
+        x[0, 2:] = 0  # padding at the end
+        x[1, ::2] = 0  # holes
+        if batch > 2:
+            x[2] = 0  # nothing valid
+            x[3, :4] = 0  # padding at the beginning
+        expected = model(x)
+        with torch.no_grad():
+            got, eager = exported(torch.from_numpy(x)), module(torch.from_numpy(x))
+        for a, b, c in zip(got, eager, expected, strict=True):
+            assert_close(a, b)
+            assert_close(a, np.asarray(c))
 
 
 # A small classifier, looked at closely.

@@ -107,7 +107,9 @@ class Module:
     # What else the file needs.
 
     def helper(self, name: str) -> str:
-        """Have a function or class of ``helpers`` in the file. Returns its name."""
+        """Have a function or class of ``helpers`` in the file, after those that it uses. Returns its name."""
+        for needed in helpers.NEEDED.get(name, ()):
+            self.helper(needed)
         if name not in self._helpers:
             self._helpers.append(name)
         return name
