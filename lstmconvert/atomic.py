@@ -32,8 +32,9 @@ def replacing(*targets: Path, overwrite: bool, sources: Sequence[Path] = ()) -> 
     """Places to write to; what was written moves to the targets when the block ends without an exception.
 
     The places are new, have the targets' names, and lie on the targets' file systems. Whatever else is
-    written beside them (the data file of a large ONNX model) moves along. The first target moves last, so
-    that where it is, its companions are. On any exception, an interruption by the user included,
+    written beside them (the data file of a large ONNX model) moves along. What is written may also be
+    a folder; one that is there already is not replaced. The first target moves last, so that where it is, its
+    companions are. On any exception, an interruption by the user included,
     everything that was written is removed, and what was there before is there again.
 
     Args:
@@ -223,6 +224,10 @@ def _undo(move: _Move) -> None:
     moved = not move.written.exists() or _same(move.written, move.final)
     if moved and move.kept is not None:
         move.kept.replace(move.final)
+    elif moved and not move.replaces and move.final.is_dir():
+        import shutil
+
+        shutil.rmtree(move.final)
     elif moved and not move.replaces:
         move.final.unlink(missing_ok=True)
 

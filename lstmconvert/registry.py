@@ -94,9 +94,9 @@ _CONTAINERS = (
         (".json",),
         (b"{", b" ", b"\n"),
     ),
-    ContainerEntry(
-        "coreml", "lstmconvert.containers.coreml", "Core ML", (".mlmodel", ".mlpackage"), (b"",), writes=False
-    ),
+    ContainerEntry("coreml", "lstmconvert.containers.coreml", "Core ML", (".mlmodel",), (b"",)),
+    # Another form to write; what is read is told by its content.
+    ContainerEntry("coreml_package", "lstmconvert.containers.coreml", "Core ML program", (".mlpackage",), ()),
     ContainerEntry("onnx_file", "lstmconvert.containers.onnx_file", "ONNX", (".onnx",), (b"",)),
 )
 

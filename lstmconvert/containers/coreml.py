@@ -2,8 +2,9 @@
 
 Neural networks keep their weights in the specification, programs (MIL) in ``weights/weight.bin``. Tensors
 are ``LAYER/WEIGHT`` (``forward/`` and ``backward/`` before those of a bidirectional LSTM). ``layers`` in the
-metadata is a list of dictionaries with ``type``, ``name`` and ``options``, ``others`` a list of the types of
-all other layers, ``quantised`` names of tensors to their stored dtype and what has a scale of its own.
+metadata is a list of dictionaries with ``type``, ``name``, ``options`` and the values that the layer
+``takes`` and ``gives``, ``others`` a list of the types of all other layers, ``quantised`` names of tensors to
+their stored dtype and what has a scale of its own. Texts that a model has about itself are there as well.
 
 Source: the protobuf descriptors and the documentation of coremltools 9.0, and files that it made.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -69,11 +71,11 @@ def read(path: Path) -> Archive:
     try:
         with FileSource(specification) as source:
             model = Reader(source).read("Model", 0, source.size)
-        for key in _NETWORKS:
-            if key in model:
-                return _network(specification, model[key])
+        found = next((_network(specification, model[key]) for key in _NETWORKS if key in model), None)
         if "mlProgram" in model:
-            return coreml_program.read(specification, model["mlProgram"])
+            found = coreml_program.read(specification, model["mlProgram"])
+        if found is not None:
+            return replace(found, metadata=MappingProxyType({**_texts(model), **found.metadata}))
     except BadFile as error:
         raise error.located(file=path) from error.__cause__
     raise UnsupportedSource(
@@ -82,6 +84,24 @@ def read(path: Path) -> Archive:
         found=f"field {model.get(OTHER)}",
         remedy="A pipeline holds its models as files of their own; convert one of them.",
     )
+
+
+def write(path: Path, archive: Archive) -> None:
+    """Write a stack of recurrent layers: the form ``network`` to a file, ``program`` to a folder.
+
+    What goes beside ``layers`` and ``form`` into the metadata of the archive is kept where it is text.
+    """
+    from lstmconvert.containers import coreml_writing
+
+    form = archive.metadata["form"]
+    texts = {key: text for key, text in archive.metadata.items() if isinstance(text, str) and key != "form"}
+    writing = {"network": coreml_writing.write_network, "program": coreml_writing.write_package}
+    writing[form](path, archive, texts)
+
+
+def _texts(model: Mapping[str, Any]) -> dict[str, str]:
+    entries = model.get("description", {}).get("metadata", {}).get("userDefined", [])
+    return {entry.get("key", ""): entry.get("value", "") for entry in entries}
 
 
 def _specification_of(package: Path) -> Path:
@@ -127,7 +147,8 @@ def _network(path: Path, network: Mapping[str, Any]) -> Archive:
                 quantised[place] = how
         options = {key: value for key, value in held.items() if not key.endswith(("Matrix", "Vector"))}
         options.pop("weightParams", None)
-        layers.append({"type": kind, "name": name, "options": options})
+        takes, gives = ((layer.get(way) or [""])[0] for way in ("input", "output"))
+        layers.append({"type": kind, "name": name, "options": options, "takes": takes, "gives": gives})
     metadata = {"form": "network", "layers": layers, "others": others, "quantised": quantised}
     return Archive(MappingProxyType(tensors), MappingProxyType(metadata))
 

@@ -1,17 +1,31 @@
-"""Core ML's protobuf messages as dictionaries, in which long rows of numbers are places in the file."""
+"""Core ML's protobuf messages as dictionaries.
+
+In what is read, long rows of numbers are places in the file; in what is written, arrays that come late.
+"""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 from lstmconvert.containers.coreml_schema import SCHEMA
-from lstmconvert.containers.protobuf_wire import DELIMITED, FIXED32, Field, Source, fields, varint
+from lstmconvert.containers.protobuf_wire import (
+    DELIMITED,
+    FIXED32,
+    Field,
+    Source,
+    delimited,
+    encoded_varint,
+    fields,
+    varint,
+)
 from lstmconvert.errors import BadFile
+from lstmconvert.tensors import Lazy
 from lstmconvert.values import dataclass
 
 _MOST_FIELDS = 2_000_000
-_LONGEST_TEXT = 1 << 16
+_LONGEST_TEXT = 1 << 22
 OTHER = "other"
 """Key under which a message has the number of the last field that the schema does not know."""
 
@@ -89,3 +103,52 @@ def _integers(data: bytes, place: int) -> list[int]:
         value, at = varint(data, at, place)
         found.append(value - (1 << 64) if value >= 1 << 63 else value)
     return found
+
+
+Pieces = list[bytes | Lazy]
+"""A message as bytes, and the arrays between them that are not read yet."""
+
+
+def encoded(message: str, values: Mapping[str, Any]) -> Pieces:
+    """A message from its values, in the order of its field numbers; ``Reader.read`` gives them back.
+
+    Raises:
+        KeyError: when the schema does not have one of them.
+    """
+    left = set(values)
+    pieces: Pieces = []
+    for number, (name, kind) in sorted(SCHEMA[message].items()):
+        if name in left:
+            left.remove(name)
+            for value in values[name] if kind.endswith("*") else [values[name]]:
+                pieces += _field(number, kind.rstrip("*"), value)
+    if left:
+        raise KeyError(f"{message} has no {', '.join(sorted(left))}")
+    return pieces
+
+
+def size_of(pieces: Pieces) -> int:
+    """How many bytes a message takes."""
+    return sum(len(piece) if isinstance(piece, bytes) else piece.nbytes for piece in pieces)
+
+
+def _field(number: int, kind: str, value: Any) -> Pieces:
+    match kind:
+        case "int":
+            return [encoded_varint(number << 3) + _signed(value)]
+        case "float":
+            return [encoded_varint(number << 3 | FIXED32) + struct.pack("<f", value)]
+        case "text":
+            content: Pieces = [value.encode("utf-8")]
+        case "ints":
+            content = [b"".join(map(_signed, value))]
+        case "numbers" | "bytes":
+            content = [value]
+        case _:
+            content = encoded(kind, value)
+    return [delimited(number, size_of(content)), *content]
+
+
+def _signed(value: int) -> bytes:
+    """A number as a varint: negative ones as the 64 bit number with their bits."""
+    return encoded_varint(int(value) & (1 << 64) - 1)

@@ -68,7 +68,11 @@ def read(path: Path, program: Mapping[str, Any]) -> Archive:
                     states.append(key)
             elif value is not None:
                 options[key] = _scalar(path, value)
-        layers.append({"type": kind, "name": name, "options": options, "states": states})
+        takes = next((_named(e) for e in operation.get("inputs", ()) if e.get("key") == "x"), "")
+        gives = str((operation.get("outputs") or [{}])[0].get("name", ""))
+        layers.append(
+            {"type": kind, "name": name, "options": options, "states": states, "takes": takes, "gives": gives}
+        )
     metadata = {"form": "program", "layers": layers, "others": others, "quantised": {}}
     return Archive(MappingProxyType(tensors), MappingProxyType(metadata))
 
@@ -108,6 +112,12 @@ def _bound(entry: Mapping[str, Any], constants: Mapping[str, _Value]) -> _Value 
         return None
     value = bindings[0].get("value")
     return value if value is not None else constants.get(str(bindings[0].get("name")))
+
+
+def _named(entry: Mapping[str, Any]) -> str:
+    """The name of the value that an input is bound to."""
+    bindings = entry.get("value", {}).get("arguments", [])
+    return str(bindings[0].get("name", "")) if len(bindings) == 1 else ""
 
 
 def _scalar(path: Path, value: _Value) -> Any:

@@ -1,6 +1,6 @@
 """The messages of Core ML's specification that recurrent layers and their surroundings are read from.
 
-Each message: field number to name and kind. Kinds are ``int``, ``double``, ``float``, ``text``, ``numbers``
+Each message: field number to name and kind. Kinds are ``int``, ``float``, ``text``, ``ints``, ``numbers``
 (32 bit floats in a row), ``bytes``, or the name of a message; ``*`` marks a repeated field.
 
 Source: the protobuf descriptors of coremltools 9.0 (Model, NeuralNetwork, MIL).
@@ -40,9 +40,17 @@ _SIZES = "1 inputVectorSize int,2 outputVectorSize int"
 SCHEMA: Schema = MappingProxyType(
     {
         "Model": _message(
-            "1 specificationVersion int,303 neuralNetworkRegressor Network,"
+            "1 specificationVersion int,2 description Description,303 neuralNetworkRegressor Network,"
             "403 neuralNetworkClassifier Network,500 neuralNetwork Network,502 mlProgram Program"
         ),
+        "Description": _message("1 input Feature*,10 output Feature*,100 metadata Metadata"),
+        "Feature": _message("1 name text,3 type FeatureType"),
+        "FeatureType": _message("5 multiArrayType ArrayType,1000 isOptional int"),
+        "ArrayType": _message("1 shape ints,2 dataType int,31 shapeRange ShapeRange"),
+        "ShapeRange": _message("1 sizeRanges SizeRange*"),
+        "SizeRange": _message("1 lowerBound int,2 upperBound int"),
+        "Metadata": _message("100 userDefined TextEntry*"),
+        "TextEntry": _message("1 key text,2 value text"),
         "Network": _message("1 layers Layer*"),
         "Layer": _message(
             "1 name text,2 input text*,3 output text*,400 simpleRecurrent Simple,410 gru Gru,"
@@ -82,7 +90,7 @@ SCHEMA: Schema = MappingProxyType(
         "Activation": _message(_ACTIVATIONS),
         "Numbers": _message("1 alpha float,2 beta float"),
         # Programs (MIL).
-        "Program": _message("2 functions FunctionEntry*"),
+        "Program": _message("1 version int,2 functions FunctionEntry*"),
         "FunctionEntry": _message("1 key text,2 value Function"),
         "Function": _message("1 inputs NamedType*,2 opset text,3 block_specializations BlockEntry*"),
         "BlockEntry": _message("1 key text,2 value Block"),
@@ -107,8 +115,9 @@ SCHEMA: Schema = MappingProxyType(
         "Bytes": _message("1 values bytes"),
         "ValueType": _message("1 tensorType TensorType"),
         "TensorType": _message("1 dataType int,2 rank int,3 dimensions Dimension*"),
-        "Dimension": _message("1 constant Constant"),
+        "Dimension": _message("1 constant Constant,2 unknown Unknown"),
         "Constant": _message("1 size int"),
+        "Unknown": _message("1 variadic int"),
     }
 )
 """Fields that are not here are passed over; of a layer, the number of the last one says what it is."""

@@ -15,17 +15,14 @@ from typing import Any
 import numpy as np
 
 from lstmconvert import layout as layouts
-from lstmconvert import lowering, mapping, simplify, stacks
+from lstmconvert import lowering, mapping, single_stack
 from lstmconvert.canonical import (
     Equations,
     GruEquations,
     LstmEquations,
-    Merge,
     RecurrentDirection,
     RecurrentLayer,
     ResetPlace,
-    Returns,
-    ReverseOutput,
     RnnEquations,
 )
 from lstmconvert.containers import Archive
@@ -171,33 +168,18 @@ def write(model: Model, container: str, options: WriteOptions) -> Archive:
         raise Usage("ncnn models are written to .param files only", found=container, expected="ncnn_files")
     if options.opset is not None or options.states:
         raise Usage("ncnn files have neither an opset nor states as inputs", remedy="Leave the option out.")
-    if model.calls is None:
-        found = stacks.split(model)
-        if len(found) != 1:
-            raise NotRepresentable(
-                "the source holds weights without the graph around them, and ncnn files are a graph",
-                reasons=[f"it has {len(found)} recurrent stacks"],
-                remedy="Name one layer (--layer), or write to a folder (-o DIR).",
-            )
-        model = next(iter(found.values()))
-    model = simplify.fold_reversals(model)
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise NotRepresentable("only a model of one input and one output is written for ncnn")
+    model, layers = single_stack.layers_of(model, "ncnn")
     described = mapping.load(NAME)
     start, end = _word(model.inputs[0].name), _word(model.outputs[0].name)
     if start == end:
         end += "_out"
     graph: list[dict[str, Any]] = [_entry("Input", start, (), (start,), {})]
     tensors: dict[str, Lazy] = {}
-    value, blob = model.inputs[0].value, start
-    names = {start}
-    calls = model.calls or ()
-    for number, call in enumerate(calls):
-        layer = model.layers[call.layer]
-        _check(layer, call, value)
-        assert isinstance(layer, RecurrentLayer)
+    blob, names = start, {start}
+    for number, layer in enumerate(layers):
+        _check(layer)
         lowering.refuse_initial_states(layer, described)
-        name = _word(call.layer)
+        name = _word(layer.name)
         while name in names:
             name += "_"
         names.add(name)
@@ -213,13 +195,9 @@ def write(model: Model, container: str, options: WriteOptions) -> Archive:
         }
         if layer.projected_size is not None:
             params[3] = str(layer.hidden_size)
-        given = end if number == len(calls) - 1 else f"{name}_y"
+        given = end if number == len(layers) - 1 else f"{name}_y"
         graph.append(_entry(layer.cell.upper(), name, (blob,), (given,), params))
-        value, blob = call.outputs[0], given
-    if value != model.outputs[0].value or not calls:
-        raise NotRepresentable(
-            "the model is not one stack of recurrent layers", remedy="Choose one with --layer."
-        )
+        blob = given
     return Archive(MappingProxyType(tensors), MappingProxyType({"graph": graph}))
 
 
@@ -234,39 +212,17 @@ def _word(name: str) -> str:
     return re.sub(r"\s|=", "_", name) or "_"
 
 
-def _check(layer: Any, call: Call, value: str) -> None:
-    place = f"layer {call.layer!r}"
-    remedy = "Take the recurrent layers one by one with --layer, or convert to ONNX."
-    if not isinstance(layer, RecurrentLayer):
-        raise NotRepresentable(
-            f"{type(layer.operation).__name__} is not written for ncnn: only recurrent layers are",
-            place=place,
-            remedy=remedy,
-        )
-    sequence = layer.sequence
-    against = []
-    if call.mask is not None or call.initial_state or sequence.stateful or sequence.return_state:
-        against.append("a mask, or states that go in or out")
-    if call.inputs != (value,):
-        against.append("it does not take what the layer before it gives")
-    if sequence.returns is Returns.LAST:
-        against.append("only the last step is given")
-    if len(layer.directions) == 2 and sequence.merge is not Merge.CONCAT:
-        against.append(f"its directions are joined by {sequence.merge}, not side by side")
-    if layer.direction == Direction.REVERSE and sequence.reverse_output is ReverseOutput.VISITED_ORDER:
-        against.append("its output is in the order of its visits")
-    if layer.projected_size == layer.hidden_size:
-        against.append("a projection as wide as the layer cannot be told")
+def _check(layer: RecurrentLayer) -> None:
+    place = f"layer {layer.name!r}"
     if layer.dtype != np.float32:
         raise NotRepresentable(
             f"weights of {layer.dtype} are not written for ncnn",
             place=place,
             remedy="Choose --dtype float32.",
         )
-    if against:
+    if layer.projected_size == layer.hidden_size:
         raise NotRepresentable(
-            "this use of a recurrent layer is not written for ncnn",
-            reasons=against,
+            "ncnn cannot tell a projection as wide as the layer from none",
             place=place,
-            remedy=remedy,
+            remedy="Convert to ONNX or PyTorch.",
         )

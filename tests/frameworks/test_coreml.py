@@ -210,11 +210,11 @@ def test_weights_of_8_bits_are_dequantised_and_reported(mode: str, tmp_path: Pat
     assert 0 < np.max(np.abs(before.run(x)[0] - found.run(x)[0])) <= 0.05
 
 
-def program(build: Callable[[Any, Any], Any], path: Path) -> Path:
+def program(build: Callable[[Any, Any], Any], path: Path, batch: int = 2) -> Path:
     import coremltools as ct
     from coremltools.converters.mil import Builder
 
-    @Builder.program(input_specs=[Builder.TensorSpec(shape=(T, 2, INPUT))], opset_version=ct.target.iOS15)
+    @Builder.program(input_specs=[Builder.TensorSpec(shape=(T, batch, INPUT))], opset_version=ct.target.iOS15)
     def made(x: Any) -> Any:
         return build(Builder, x)
 
@@ -388,6 +388,167 @@ def test_weights_outside_the_package_are_refused(tmp_path: Path) -> None:
         lc.read(path)
 
 
-def test_it_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(lc.ConversionError):
-        lc.write(lc.Model({}), tmp_path / "x.npz", to="coreml")
+# Writing.
+
+
+def torch_weights(path: Path, module: torch.nn.Module) -> Path:
+    rng = np.random.default_rng(12)
+    torch.save({name: torch.from_numpy(draw(rng, *t.shape)) for name, t in module.state_dict().items()}, path)
+    return path
+
+
+def test_a_network_is_what_coremltools_builds(tmp_path: Path) -> None:
+    import coremltools as ct
+    from coremltools.models.neural_network import NeuralNetworkBuilder
+
+    source = torch_weights(tmp_path / "rnn.pt", torch.nn.LSTM(INPUT, H, bias=False))
+    lc.convert(source, tmp_path / "out.mlmodel")
+    made = ct.models.utils.load_spec(str(tmp_path / "out.mlmodel"))
+    name = made.neuralNetwork.layers[0].name
+    weights = torch.load(source)
+    order = np.r_[0 : 2 * H, 3 * H : 4 * H, 2 * H : 3 * H]  # i, f, o, block input for the builder
+    kernel, recurrent = (np.split(weights[f"weight_{part}_l0"].numpy()[order], 4) for part in ("ih", "hh"))
+    array = ct.models.datatypes.Array
+    builder = NeuralNetworkBuilder([("x", array(INPUT))], [("y", array(H))])
+    states = [f"{name}_{state}" for state in ("h_in", "c_in", "h_out", "c_out")]
+    builder.add_unilstm(
+        name=name, W_h=recurrent, W_x=kernel, b=None, hidden_size=H, input_size=INPUT,
+        input_names=["x", *states[:2]], output_names=["y", *states[2:]], output_all=True,
+    )  # fmt: skip
+    builder.add_optionals([(s, H) for s in states[:2]], [(s, H) for s in states[2:]])
+    made.description.metadata.userDefined.clear()
+    made.description.ClearField("metadata")
+    assert made == builder.spec
+
+
+def test_a_program_is_what_coremltools_converts(tmp_path: Path) -> None:
+    from coremltools.models.utils import load_spec
+
+    source = torch_weights(tmp_path / "rnn.pt", torch.nn.LSTM(INPUT, H, bidirectional=True))
+    result = lc.convert(source, tmp_path / "out.mlpackage")
+    assert result.proof is not None
+    assert result.proof.proved
+    (layer,) = lc.read(tmp_path / "out.mlpackage").recurrent.values()
+    told = {}
+    for direction, way in zip(layer.directions, ("", "_back"), strict=True):
+        blocks = direction.weights
+        for part, key in (("kernel", "weight_ih"), ("recurrent", "weight_hh"), ("bias_input", "bias")):
+            held = {str(gate): block.read() for (own, gate), block in blocks.items() if str(own) == part}
+            gates = [held[gate] for gate in ("input", "forget", "output", "cell")]
+            told[f"{key}{way}"] = np.concatenate(gates)
+    zeros = np.zeros((1, 2 * H), np.float32)
+
+    def lstm(mb: Any, given: Any) -> Any:
+        return mb.lstm(
+            x=given, initial_h=zeros, initial_c=zeros, direction="bidirectional", output_sequence=True, **told
+        )[0]
+
+    judge = program(lstm, tmp_path / "judge.mlpackage", batch=1)
+    place = Path("Data") / "com.apple.CoreML" / "model.mlmodel"
+    mine, theirs = (load_spec(str(path / place)) for path in (tmp_path / "out.mlpackage", judge))
+    assert mine.specificationVersion == theirs.specificationVersion
+
+    def operation(spec: Any) -> Any:
+        (block,) = spec.mlProgram.functions["main"].block_specializations.values()
+        (found,) = (op for op in block.operations if op.type == "lstm")
+        return found
+
+    assert sorted(operation(mine).inputs) == sorted(operation(theirs).inputs)
+    assert [o.type.tensorType.rank for o in operation(mine).outputs] == [3, 2, 2]
+    mine_feature = mine.description.input[0].type.multiArrayType
+    assert [(r.lowerBound, r.upperBound) for r in mine_feature.shapeRange.sizeRanges] == [
+        (1, -1),
+        (1, 1),
+        (3, 3),
+    ]
+
+
+def test_equal_models_are_equal_files(tmp_path: Path) -> None:
+    source = torch_weights(tmp_path / "rnn.pt", torch.nn.LSTM(INPUT, H, 2))
+    for suffix in (".mlmodel", ".mlpackage"):
+        found = []
+        for name in ("a", "b"):
+            path = lc.convert(source, tmp_path / f"{name}{suffix}").target
+            files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+            found.append([file.read_bytes() for file in files])
+        assert found[0] == found[1]
+        assert len(found[0]) == (1 if suffix == ".mlmodel" else 3)
+
+
+REFUSALS: dict[str, tuple[torch.nn.Module, str, str]] = {
+    "a GRU in a program": (torch.nn.GRU(INPUT, H), ".mlpackage", "reset gate after"),
+    "a GRU of torch in a network": (torch.nn.GRU(INPUT, H), ".mlmodel", "reset gate after"),
+    "a bidirectional RNN": (torch.nn.RNN(INPUT, H, bidirectional=True), ".mlmodel", "bidirectional"),
+    "a projection": (torch.nn.LSTM(INPUT, H, proj_size=2), ".mlpackage", "projection"),
+    "half precision": (torch.nn.LSTM(INPUT, H).half(), ".mlmodel", "float16"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_cannot_be_held_is_refused(name: str, tmp_path: Path) -> None:
+    module, suffix, reason = REFUSALS[name]
+    torch.save(module.state_dict(), tmp_path / "rnn.pt")
+    with pytest.raises(lc.NotRepresentable, match=reason):
+        lc.convert(tmp_path / "rnn.pt", tmp_path / f"out{suffix}", activation="tanh")
+    assert [path.name for path in tmp_path.iterdir()] == ["rnn.pt"]
+
+
+def gru_before(path: Path) -> Path:
+    """A network of a GRU whose reset gate comes before the product."""
+    rng = np.random.default_rng(4)
+    w, r, b = draw(rng, 3 * H, INPUT), draw(rng, 3 * H, H), draw(rng, 3 * H)
+
+    def add(builder: Any) -> None:
+        builder.add_gru(
+            name="rnn", W_h=np.split(r, 3), W_x=np.split(w, 3), b=np.split(b, 3), hidden_size=H, input_size=INPUT,
+            input_names=["x", "h"], output_names=["y", "hh"], output_all=True, inner_activation="SIGMOID",
+        )  # fmt: skip
+
+    return network(add, path)
+
+
+def test_the_gru_of_a_program_is_never_written(tmp_path: Path) -> None:
+    source = gru_before(tmp_path / "gru.mlmodel")
+    lc.convert(source, tmp_path / "again.mlmodel")
+    with pytest.raises(lc.NotRepresentable, match="contradict"):
+        lc.convert(source, tmp_path / "out.mlpackage")
+
+
+@pytest.mark.parametrize("clip", [0.8, 49.0, 600.0])
+def test_a_clip_arrives_or_is_refused(clip: float, tmp_path: Path) -> None:
+    source = lstm_spec(tmp_path / "m.mlmodel", lambda layer: setattr(layer.params, "cellClipThreshold", clip))
+    if clip > 500:
+        assert lc.read(source).recurrent["rnn"].directions[0].equations.cell_clip is None
+        return
+    lc.convert(source, tmp_path / "out.mlmodel")
+    assert lc.read(tmp_path / "out.mlmodel").recurrent["rnn"].directions[0].equations.cell_clip == clip
+    with pytest.raises(lc.NotRepresentable, match="clip"):
+        lc.convert(source, tmp_path / "out.mlpackage")
+
+
+def test_a_package_that_is_there_is_not_replaced(tmp_path: Path) -> None:
+    source = torch_weights(tmp_path / "rnn.pt", torch.nn.LSTM(INPUT, H))
+    target = lc.convert(source, tmp_path / "out.mlpackage").target
+    before = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    for overwrite in (False, True):
+        with pytest.raises(ConversionError, match="folder"):
+            lc.convert(source, target, overwrite=overwrite)
+    assert before == {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.mlpackage", "rnn.pt"]
+
+
+def test_layers_that_follow_each_other_come_back_as_one_stack(tmp_path: Path) -> None:
+    source = torch_weights(tmp_path / "rnn.pt", torch.nn.LSTM(INPUT, H, 3))
+    x = np.random.default_rng(2).normal(size=(2, T, INPUT)).astype(np.float32)
+    module = torch.nn.LSTM(INPUT, H, 3, batch_first=True)
+    module.load_state_dict(torch.load(source))
+    with torch.no_grad():
+        expected = module(torch.from_numpy(x))[0].numpy()
+    for suffix in (".mlmodel", ".mlpackage"):
+        lc.convert(source, tmp_path / f"out{suffix}")
+        back = lc.convert(tmp_path / f"out{suffix}", tmp_path / f"back{suffix}.onnx").target
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(back))
+        (found,) = session.run(None, {session.get_inputs()[0].name: x})
+        np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -65,6 +65,7 @@ class Judge:
         weights_only: whether its files hold no wiring but that of stacks.
         depths: how many layers its own sources may have.
         ways: whether its own sources may be bidirectional.
+        one_way: cells of which its own sources run forwards only.
         remembers: whether its files have room for what a conversion remembers.
     """
 
@@ -79,6 +80,7 @@ class Judge:
     weights_only: bool = False
     depths: tuple[int, ...] = (1, 2)
     ways: tuple[bool, ...] = (False, True)
+    one_way: tuple[str, ...] = ()
     remembers: bool = True
 
 
@@ -378,7 +380,7 @@ def cases(judge: Judge) -> list[Case]:
     for cell, options in judge.options.items():
         for option in options:
             for layers in judge.depths:
-                for bidirectional in judge.ways:
+                for bidirectional in (False,) if cell in judge.one_way else judge.ways:
                     for bias in (True,) if judge.always_bias else (True, False):
                         merges = option in ("sum", "ave", "mul")
                         if (merges and not bidirectional) or (option == "reverse" and bidirectional):

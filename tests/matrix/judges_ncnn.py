@@ -85,7 +85,7 @@ def refused(case: Case, source: str) -> bool:
     return case.cell == "gru" and case.option != "reset_after" and source in _RESET_BEFORE
 
 
-_RESET_BEFORE = ("onnx", "openvino", "tensorflow1", "haiku")
+_RESET_BEFORE = ("onnx", "openvino", "tensorflow1", "haiku", "coreml")
 
 JUDGES = (
     Judge(

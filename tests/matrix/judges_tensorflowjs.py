@@ -13,7 +13,7 @@ from tests.matrix.judges import HIDDEN, INPUT, Case, Judge, Sample, inputs
 
 Array = np.ndarray[Any, Any]
 CLASSES = {"lstm": "LSTM", "gru": "GRU", "rnn": "SimpleRNN"}
-RESET_BEFORE = ("onnx", "openvino", "tensorflow1", "haiku")
+RESET_BEFORE = ("onnx", "openvino", "tensorflow1", "haiku", "coreml")
 """Whose GRU resets before the product where the case does not say otherwise."""
 
 

@@ -8,6 +8,7 @@ them. A mutant that gives every runtime's own numbers both ways survives.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -26,7 +27,7 @@ _TABLE = re.compile(r"^\[layout\.(\w+)", re.MULTILINE)
 _GROUPS = re.compile(r"\([^)]*\)|\S+")
 ENOUGH = 3
 """After so many faults that no file notices, and none that one does, a layout is not in the files of a judge."""
-OWN_LAYOUT = ("plain", "mgu", "cell")
+OWN_LAYOUT = ("plain", "mgu", "cell", "program", "peephole")
 """Options of judges that have other names for tensors."""
 _TOGGLED = {
     'reset = "after_product"': 'reset = "before_product"',
@@ -66,6 +67,8 @@ def changes(line: str, *, several: bool) -> Iterator[tuple[str, str]]:
     if match := re.match(r"(spelling\.\w+|gate_names) = \{ (.*) \}$", line):
         words = [word.split(" = ") for word in match[2].split(", ")]
         for (a, one), (b, other) in combinations(words, 2):
+            if one == other:
+                continue  # no fault
             told = ", ".join(
                 f"{key} = {other if key == a else one if key == b else value}" for key, value in words
             )
@@ -119,7 +122,10 @@ def found(judge: Judge, case: Case, sample: Sample) -> bool:
 
 def written(judge: Judge, case: Case, sample: Sample, folder: Path) -> bool:
     """Whether a file written from a runtime's file gives the runtime's numbers when the runtime runs it."""
-    target = folder / f"written{judge.suffix}"
+    suffix = sample.path.suffix if sample.path.is_dir() and sample.path.suffix else judge.suffix
+    target = folder / f"written{suffix}"
+    if target.is_dir():
+        shutil.rmtree(target)
     try:
         told = judge.read_options(case)
         lc.convert(sample.path, target, framework=judge.name, to=judge.name, overwrite=True, **told)

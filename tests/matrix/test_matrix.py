@@ -16,6 +16,7 @@ import lstmconvert as lc
 from tests.counting import COUNTED
 from tests.matrix import (
     judges,
+    judges_coreml,
     judges_named,
     judges_ncnn,
     judges_openvino,
@@ -33,6 +34,7 @@ JUDGES = (
     *judges_ncnn.JUDGES,
     *judges_tflite.JUDGES,
     *judges_tensorflowjs.JUDGES,
+    *judges_coreml.JUDGES,
 )
 FEW = {judge.name for judge in JUDGES} - {"keras", "pytorch", "onnx", "tensorflow1"}
 PAIRS = [
@@ -43,7 +45,7 @@ PAIRS = [
     for case in (few(a) if {a.name, b.name} & FEW else cases(a))
 ]
 Record = Callable[[str, object], None]
-HOLDS_CELL_CLIP = ("pytorch", "tflite")
+HOLDS_CELL_CLIP = ("pytorch", "tflite", "coreml")
 
 
 # What each target cannot hold. Everything else must convert.
@@ -52,13 +54,14 @@ REFUSED = {
     "onnx": lambda case, source: case.option == "projection",
     "keras": lambda case, source: (
         case.option in ("projection", "peephole", "clip")
-        or (case.option == "hard_sigmoid" and source == "onnx")
+        or (case.option == "hard_sigmoid" and source in ("onnx", "coreml"))
     ),
     "tensorflow1": judges_tensorflow.refused,
     "openvino": judges_openvino.refused,
     "ncnn": judges_ncnn.refused,
     "tflite": judges_tflite.refused,
     "tensorflowjs": judges_tensorflowjs.refused,
+    "coreml": judges_coreml.refused,
     **judges_named.REFUSED,
 }
 

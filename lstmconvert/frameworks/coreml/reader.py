@@ -1,18 +1,17 @@
-"""Core ML: the recurrent layers of neural networks and programs. Read only.
-
-What a layer computes is taken from the documentation of NeuralNetwork.proto and of the MIL operations in
-coremltools 9.0; Core ML's runtime is part of macOS. torch's layers, converted by coremltools and read here,
-compute what torch computes.
-"""
+"""Reads the recurrent layers of Core ML's networks and programs."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from lstmconvert import layout as layouts
-from lstmconvert import mapping
+from lstmconvert import mapping, stacks
 from lstmconvert.activations import HARD_SIGMOID_KERAS2, LINEAR, RELU, SIGMOID, TANH, Activation
 from lstmconvert.canonical import (
     Equations,
@@ -25,38 +24,17 @@ from lstmconvert.canonical import (
     SequenceBehaviour,
 )
 from lstmconvert.containers import Archive
-from lstmconvert.errors import AmbiguousSource, BadFile, NotRepresentable, UnsupportedSource
+from lstmconvert.errors import AmbiguousSource, BadFile, UnsupportedSource
+from lstmconvert.frameworks.coreml.forms import DEFAULT_CLIP, LAYOUTS, NAME, NO_CLIP
 from lstmconvert.gates import Cell, Direction, Gate, Part
 from lstmconvert.model import Model
-from lstmconvert.options import ReadOptions, WriteOptions
+from lstmconvert.options import ReadOptions
 from lstmconvert.reading_notes import Note, dequantised, note
 
-NAME = "coreml"
-
-_LAYOUTS = MappingProxyType(
-    {
-        ("network", "uniDirectionalLSTM"): "lstm",
-        ("network", "biDirectionalLSTM"): "lstm",
-        ("network", "gru"): "gru",
-        ("network", "simpleRecurrent"): "rnn",
-        ("program", "lstm"): "lstm_program",
-        ("program", "gru"): "gru_program",
-        ("program", "rnn"): "rnn_program",
-    }
-)
-_NO_CLIP = 500.0
-"""coremltools writes this bound of the cell state, or a larger one, where no clip was asked for."""
-_DEFAULT_CLIP = 50.0
-"""What a cellClipThreshold of 0 stands for, and the bound of every pre-activation."""
 _SCALED_TANH = Activation("scaled_tanh", 1.7159, 2 / 3)
 """The only one that recurrent layers support; coremltools writes it without its numbers."""
 _PLAIN = MappingProxyType({"linear": LINEAR, "relu": RELU, "ReLU": RELU, "tanh": TANH, "sigmoid": SIGMOID})
 _WITH_PARAMETERS = MappingProxyType({"sigmoidHard": "hard_sigmoid", "scaledTanh": "scaled_tanh"})
-
-
-def reads(archive: Archive, container: str) -> bool:
-    """Whether the archive is one of Core ML's."""
-    return container == "coreml" and "layers" in archive.metadata
 
 
 def read(archive: Archive, container: str, options: ReadOptions) -> Model:  # noqa: ARG001 - one container
@@ -75,6 +53,10 @@ def read(archive: Archive, container: str, options: ReadOptions) -> Model:  # no
             raise BadFile("two layers have one name", place=f"layer {entry['name']!r}")
         if options.layer in (None, entry["name"]):
             layers[entry["name"]] = _layer(entry, archive, options, notes)
+    for name, first in _stacks(archive.metadata).items():
+        if name in layers:
+            told = MappingProxyType({**layers[name].notes, stacks.STACK: first})
+            layers[name] = replace(layers[name], notes=told)
     others = archive.metadata["others"]
     if not layers:
         raise UnsupportedSource("the model has no recurrent layer", found=", ".join(others[:8]) or "nothing")
@@ -83,16 +65,21 @@ def read(archive: Archive, container: str, options: ReadOptions) -> Model:  # no
     return Model(layers, framework=NAME, metadata={"rewrites": notes, "topology": topology[:500]})
 
 
-def write(model: Model, container: str, options: WriteOptions) -> Archive:  # noqa: ARG001 - it is refused
-    """Refused.
-
-    Raises:
-        NotRepresentable: always.
-    """
-    raise NotRepresentable(
-        "Core ML is only read",
-        remedy="Write ONNX or PyTorch, and let coremltools convert that.",
-    )
+def _stacks(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Layers that follow each other on whole sequences, and the first of those that each belongs to."""
+    entries = metadata["layers"]
+    uses = Counter(entry["takes"] for entry in entries)
+    given = {
+        entry["gives"]: entry["name"]
+        for entry in entries
+        if entry["gives"] and uses[entry["gives"]] == 1 and _gives_all_steps(entry, metadata["form"])
+    }
+    found: dict[str, str] = {}
+    for entry in entries:
+        before = given.get(entry["takes"])
+        if before is not None and before != entry["name"]:
+            found[entry["name"]] = found.setdefault(before, before)
+    return found
 
 
 def _layer(
@@ -100,7 +87,7 @@ def _layer(
 ) -> RecurrentLayer:
     name = entry["name"]
     form = archive.metadata["form"]
-    described = mapping.load(NAME).layouts[_LAYOUTS[form, entry["type"]]]
+    described = mapping.load(NAME).layouts[LAYOUTS[form, entry["type"]]]
     assert described.cell is not None
     prefix = f"{name}/"
     own = {n.removeprefix(prefix): t for n, t in archive.tensors.items() if n.startswith(prefix)}
@@ -189,7 +176,7 @@ def _equations(
     if any(len(row) != wanted for row in said):
         raise BadFile("a layer has another number of activations", place=f"layer {name!r}", expected=wanted)
     if any(one in (RELU, LINEAR) for row in said for one in row):
-        text = f"Core ML bounds what goes into the activations by {_DEFAULT_CLIP:g}, which was left out"
+        text = f"Core ML bounds what goes into the activations by {DEFAULT_CLIP:g}, which was left out"
         notes.append({**note(name, "leave_out_clip", text), "exact": False})
     if cell is Cell.RNN:
         return [RnnEquations(row[0]) for row in said]
@@ -202,10 +189,10 @@ def _equations(
     how = options.get("params", {})
     if how.get("coupledInputAndForgetGate"):
         raise UnsupportedSource("LSTMs with coupled gates are not read", place=f"layer {name!r}")
-    clip = float(how.get("cellClipThreshold", 0.0)) or _DEFAULT_CLIP
+    clip = _decimal(how.get("cellClipThreshold", 0.0)) or DEFAULT_CLIP
     if not clip > 0:
         raise BadFile("a clip is not a bound", place=f"layer {name!r}", found=clip)
-    if clip >= _NO_CLIP:
+    if clip >= NO_CLIP:
         text = f"a clip of the cell state at {clip:g}, which coremltools writes for none, was left out"
         notes.append({**note(name, "leave_out_clip", text), "exact": False})
     return [
@@ -214,7 +201,7 @@ def _equations(
             cell_input,
             hidden,
             constant=MappingProxyType({Gate.FORGET: 1.0} if how.get("forgetBias") else {}),
-            cell_clip=clip if clip < _NO_CLIP else None,
+            cell_clip=clip if clip < NO_CLIP else None,
         )
         for gates, cell_input, hidden in said
     ]
@@ -266,7 +253,7 @@ def _activation(said: Mapping[str, Mapping[str, float]], name: str, told: ReadOp
     kinds: Sequence[str] = [key for key in said if key != "other"]
     kind = kinds[0] if len(kinds) == 1 else "none"
     parameters = said.get(kind, {})
-    alpha, beta = float(parameters.get("alpha", 0.0)), float(parameters.get("beta", 0.0))
+    alpha, beta = (_decimal(parameters.get(key, 0.0)) for key in ("alpha", "beta"))
     if kind == "sigmoidHard" and alpha == beta == 0:
         if told.recurrent_activation != "hard_sigmoid":
             raise AmbiguousSource(
@@ -282,3 +269,8 @@ def _activation(said: Mapping[str, Mapping[str, float]], name: str, told: ReadOp
     if kind in _PLAIN and (kind != "linear" or (alpha, beta) == (1.0, 0.0)):
         return _PLAIN[kind]
     raise UnsupportedSource("this activation is not read", place=f"layer {name!r}", found=kind)
+
+
+def _decimal(value: float) -> float:
+    """The shortest decimal that single precision rounds to this: what the writer of the file meant."""
+    return float(str(np.float32(value)))
