@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import lstmconvert as lc
 from lstmconvert.errors import NotRepresentable
+from lstmconvert.operations import LayerNormalization
 from lstmconvert.tensors import Array
 from tests.counting import COUNTED
 from tests.frameworks import exporter_zoo, keras_zoo
@@ -91,3 +93,59 @@ def test_what_tf2onnx_exports(name: str, tmp_path: Path, record_property: Record
     path = tmp_path / "model.onnx"
     feeds = exporter_zoo.export_keras(name, path, generation=2)
     converted("tf2onnx", name, path, feeds, record_property)
+
+
+class Normalized(torch.nn.Module):
+    """An LSTM, a layer normalisation and a head."""
+
+    def __init__(self, *, affine: bool, bias: bool) -> None:
+        super().__init__()
+        self.lstm = torch.nn.LSTM(3, 4, batch_first=True)
+        self.norm = torch.nn.LayerNorm(4, eps=1e-2, elementwise_affine=affine, bias=bias)
+        self.head = torch.nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.lstm(x)[0]))
+
+
+@pytest.mark.parametrize("opset", [11, 13, 16, 17])
+@pytest.mark.parametrize(("affine", "bias"), [(True, True), (True, False), (False, False)])
+@pytest.mark.filterwarnings("ignore")
+def test_layer_normalisation_of_every_opset(
+    opset: int, affine: bool, bias: bool, tmp_path: Path, record_property: Record
+) -> None:
+    module = Normalized(affine=affine, bias=bias).eval()
+    torch.manual_seed(3)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.6)
+    path = tmp_path / "model.onnx"
+    axes = {"x": {0: "batch", 1: "time"}}
+    x = torch.randn(3, 5, 3)
+    torch.onnx.export(
+        module, (x,), str(path), dynamo=False, input_names=["x"], dynamic_axes=axes, opset_version=opset
+    )
+    operations = [getattr(layer, "operation", None) for layer in lc.read(path).layers.values()]
+    assert sum(isinstance(operation, LayerNormalization) for operation in operations) == 1
+    converted("torch", f"normalized in opset {opset}", path, {"x": x.numpy()}, record_property)
+
+
+@pytest.mark.parametrize("change", ["another axis", "another root", "another mean"])
+@pytest.mark.filterwarnings("ignore")
+def test_what_only_resembles_a_normalisation_is_none(change: str, tmp_path: Path) -> None:
+    import onnx
+
+    path = tmp_path / "model.onnx"
+    module = Normalized(affine=True, bias=True).eval()
+    torch.onnx.export(module, (torch.randn(3, 5, 3),), str(path), dynamo=False, opset_version=16)
+    model = onnx.load(path)
+    means = [node for node in model.graph.node if node.op_type == "ReduceMean"]
+    (square,) = (node for node in model.graph.node if node.op_type == "Pow")
+    if change == "another axis":
+        for node in means:
+            node.attribute[0].ints[0] = 1
+    elif change == "another root":
+        square.input[0] = means[0].input[0]
+    else:
+        means[1].input[0] = means[0].input[0]
+    onnx.save(model, path)
+    assert lc.read(path).calls is None

@@ -148,7 +148,7 @@ def _node_pairs(wanted: Maker, found: Maker | None) -> list[tuple[str, str]] | N
     ours, theirs = wanted[0], found[0]
     if (ours.op_type, ours.domain) != (theirs.op_type, theirs.domain):
         return None
-    if _attributes(ours) != _attributes(theirs):
+    if attributes_of(ours) != attributes_of(theirs):
         return None
     inputs = [list(node.input) for node in (ours, theirs)]
     longest = max(map(len, inputs))
@@ -159,5 +159,5 @@ def _node_pairs(wanted: Maker, found: Maker | None) -> list[tuple[str, str]] | N
     return [(a, b) for a, b in zip(*inputs, strict=True) if a]
 
 
-def _attributes(node: onnx.NodeProto) -> dict[str, object]:
+def attributes_of(node: onnx.NodeProto) -> dict[str, object]:
     return {attribute.name: attribute_value(attribute) for attribute in node.attribute}

@@ -20,6 +20,7 @@ from lstmconvert.frameworks.onnx.constants import Scope, node_name
 from lstmconvert.frameworks.onnx.graph import Graph, Value, in_order
 from lstmconvert.frameworks.onnx.neighbour_node import meant
 from lstmconvert.frameworks.onnx.patterns import Flow, Match, Pattern, match
+from lstmconvert.frameworks.onnx.spelled_normalization import layer_normalization
 from lstmconvert.frameworks.onnx.suppositions import Supposed
 from lstmconvert.frameworks.onnx.use import Use
 from lstmconvert.operations import Activate, ClampedRelu, Dot, GlobalPooling, Masking, Pool
@@ -482,10 +483,10 @@ _SUPPOSED: Mapping[str, Sequence[Supposition]] = MappingProxyType(
         "Not": (_index_mask,),
         "Equal": (_masking_mask,),
         "Where": (_masking_value, _attention, _clamped, _activation),
-        "Div": (_masked_mean, _activation),
+        "Div": (_masked_mean, _activation, layer_normalization),
         "MatMul": (_attention, _head_attention, _unit_dot),
-        "Add": (_head_attention, _activation, _normalized),
-        "Mul": (_gelu, _activation, _normalized),
+        "Add": (_head_attention, _activation, _normalized, layer_normalization),
+        "Mul": (_gelu, _activation, _normalized, layer_normalization),
         "Reshape": (_normalized,),
         "Clip": (_activation,),
         "Neg": (_activation,),
