@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from itertools import pairwise
-from typing import TypeVar
+from typing import TypeVar, cast
 
 LARGE = 1 << 22
 """Bytes from which on work is worth a thread of its own."""
 _MOST = 4
 
 Result = TypeVar("Result")
+Other = TypeVar("Other")
 
 
 def shared(work: Callable[[int, int], Result], length: int, step: int = 1) -> list[Result]:
@@ -65,6 +66,22 @@ def shared(work: Callable[[int, int], Result], length: int, step: int = 1) -> li
     if failed:
         raise failed[min(failed)]
     return [found[number] for number in range(parts)]
+
+
+def both(first: Callable[[], Result], second: Callable[[], Other]) -> tuple[Result, Other]:
+    """What two functions give that run at the same time.
+
+    Raises:
+        What one of them raises, when both have ended.
+    """
+    found: dict[int, Result | Other] = {}
+
+    def work(start: int, stop: int) -> None:
+        for number in range(start, stop):
+            found[number] = (first, second)[number]()
+
+    shared(work, 2)
+    return cast("Result", found[0]), cast("Other", found[1])
 
 
 def _cores() -> int:

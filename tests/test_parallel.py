@@ -47,3 +47,11 @@ def test_without_threads_the_work_is_done_all_the_same(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Thread, "start", refused)
     assert parallel.shared(lambda start, _stop: start, 40) == [0, 10, 20, 30]
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_two_functions_run_at_the_same_time(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "_cores", lambda: cores)
+    threads = parallel.both(current_thread, lambda: (current_thread(), "second"))
+    assert threads[1][1] == "second"
+    assert (threads[0] is threads[1][0]) == (cores == 1)

@@ -31,15 +31,17 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from lstmconvert.containers import Archive, hdf5, zip_reader
-from lstmconvert.containers.byte_ranges import read_range
+from lstmconvert.containers import Archive, byte_ranges, hdf5, zip_reader
 from lstmconvert.containers.hdf5_bytes import FileBytes, HeldBytes, Source
 from lstmconvert.containers.zip_reader import Member
 from lstmconvert.errors import BadFile, ConversionError, NotRepresentable, UnsupportedSource
+from lstmconvert.parallel import both
+from lstmconvert.tensors import Array
 
 if TYPE_CHECKING:
     import zipfile
@@ -60,7 +62,7 @@ _DATE_TEXT = "1980-01-01@00:00:00"
 _LARGEST_TEXT = 256 * 2**20
 # Compressed weights are unpacked into memory.
 _LARGEST_UNPACKED = 2**31
-_PIECE = 2**20
+_PIECE = 2**21
 
 
 def probe(path: Path) -> bool:
@@ -168,11 +170,7 @@ def _source(member: Member) -> Source:
     if member.compressed:
         data = zip_reader.read_member(member, limit=_LARGEST_UNPACKED)
         return HeldBytes(data, member.path)
-    checksum = 0
-    for offset in range(0, member.size, _PIECE):
-        size = min(_PIECE, member.size - offset)
-        piece = read_range(member.path, member.offset + offset, size, place=member.name)
-        checksum = zlib.crc32(piece, checksum)
+    checksum = _checksum(member)
     if member.crc is not None and checksum != member.crc:
         raise BadFile(
             "the weights do not have the checksum that the archive states",
@@ -181,6 +179,20 @@ def _source(member: Member) -> Source:
             remedy="The file was damaged; fetch or save it again.",
         )
     return FileBytes(member.path, member.offset, member.size)
+
+
+def _checksum(member: Member) -> int:
+    """The CRC-32 of a stored member; the next piece of it is read while one is looked at."""
+
+    def piece(offset: int) -> Array:
+        first = min(offset, member.size)
+        size = min(_PIECE, member.size - first)
+        return byte_ranges.lazy(member.path, member.offset + first, (size,), "u1", place=member.name).read()
+
+    checksum, held = 0, piece(0)
+    for offset in range(0, member.size, _PIECE):
+        checksum, held = both(partial(zlib.crc32, held.data, checksum), partial(piece, offset + _PIECE))
+    return checksum
 
 
 def _refuse_other_weights(names: Iterable[str], path: Path) -> None:
