@@ -102,9 +102,8 @@ def check_torch_takes_it(archive: Archive, inputs: Sequence[Any], expected: Sequ
             assert_close(a, b)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:The tensor attributes"
-)  # torch's own layers, when torch.export takes them
+# torch warns of its own layers when torch.export takes them.
+@pytest.mark.filterwarnings("ignore:The tensor attributes")
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "SimpleRNN"])
 def test_a_masked_module_is_exported_for_any_batch(kind: str) -> None:
     import keras
