@@ -74,7 +74,11 @@ def _final(target: Path, *, overwrite: bool, sources: Sequence[Path]) -> Path:
             "the output is the source itself", file=target, remedy="Choose another name for the output."
         )
     if final.is_dir():
-        raise Usage("the output is a folder", file=target, remedy="Name a file in it.")
+        raise Usage(
+            "the output is a folder",
+            file=target,
+            remedy="Name a file in it; if it is an older output, which is not replaced, remove it first.",
+        )
     if os.path.lexists(final) and not final.is_file():
         raise Usage("the output is not a plain file", file=target)
     if not overwrite and os.path.lexists(target):

@@ -24,7 +24,7 @@ def models_by_file(model: Model, source: Path, target: Path | None, to: str | No
         named = False
     else:
         named = True
-    folder = target.is_dir() or not target.suffix
+    folder = not target.suffix or (target.is_dir() and not _named_as_output(target))
     framework = to if to is not None or folder else registry.target_of(target, None)[0]
     if framework is None:
         raise Usage(
@@ -52,6 +52,12 @@ def models_by_file(model: Model, source: Path, target: Path | None, to: str | No
         )
     place = target if named else target.with_suffix("")
     return {place / (_file_name(name) + suffix): part for name, part in parts.items()}
+
+
+def _named_as_output(target: Path) -> bool:
+    """Whether a folder is called as something that is written, and so is no folder for several outputs."""
+    known = (suffix for entry in registry.containers().values() for suffix in entry.suffixes)
+    return target.name.lower().endswith(tuple(known))
 
 
 def _held(model: Model, framework: str) -> bool:

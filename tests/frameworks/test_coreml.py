@@ -531,7 +531,7 @@ def test_a_package_that_is_there_is_not_replaced(tmp_path: Path) -> None:
     target = lc.convert(source, tmp_path / "out.mlpackage").target
     before = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
     for overwrite in (False, True):
-        with pytest.raises(ConversionError, match="folder"):
+        with pytest.raises(lc.Usage, match=r"the output is a folder(.|\n)*remove it first"):
             lc.convert(source, target, overwrite=overwrite)
     assert before == {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.mlpackage", "rnn.pt"]
