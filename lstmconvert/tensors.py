@@ -175,6 +175,11 @@ def _rows(array: Array) -> bool:
     return bool(array.strides[0] > array.strides[1])
 
 
+def shortest_decimal(value: float) -> float:
+    """The shortest decimal that single precision rounds to this: what was meant by the writer of a file."""
+    return float(str(np.float32(value)))
+
+
 def little_endian(array: Array) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The bytes of an array, row-major and little-endian; not copied where they lie so already."""
     if not array.flags.c_contiguous:

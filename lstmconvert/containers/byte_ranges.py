@@ -44,6 +44,13 @@ def file_size(path: Path) -> int:
         raise BadFile(f"the file cannot be read: {error.strerror}", file=path) from error
 
 
+def inside(folder: Path, name: str) -> Path | None:
+    """The file of a folder that a name stands for; ``None`` where there is none, or it lies elsewhere."""
+    root = folder.resolve()
+    path = (root / name).resolve()
+    return path if path.is_relative_to(root) and path.is_file() else None
+
+
 def read_range(path: Path, offset: int, size: int, *, place: str | None = None) -> bytes:
     """Exactly ``size`` bytes at ``offset``.
 
@@ -152,10 +159,7 @@ def _read(path: Path, offset: int, size: int, place: str | None) -> Array:
                 view = view[count:]
 
     try:
-        if size < LARGE:
-            fill(0, size)
-        else:
-            shared(fill, size, LARGE // 2)
+        shared(fill, size, LARGE)
     except OSError as error:
         raise BadFile(f"the file cannot be read: {error.strerror}", file=path, place=place) from error
     return raw

@@ -114,9 +114,8 @@ def _specification_of(package: Path) -> Path:
         relative = data["itemInfoEntries"][data["rootModelIdentifier"]]["path"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadFile("the manifest does not name a model", file=manifest) from error
-    root = (package / "Data").resolve()
-    found = (root / str(relative)).resolve()
-    if not found.is_relative_to(root) or not found.is_file():
+    found = byte_ranges.inside(package / "Data", str(relative))
+    if found is None:
         raise BadFile("the manifest names a model that is not in the package", file=manifest, found=relative)
     return found
 

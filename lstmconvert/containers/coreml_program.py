@@ -52,8 +52,11 @@ def read(path: Path, program: Mapping[str, Any]) -> Archive:
         name = _name(operation, kind, len(layers))
         options: dict[str, Any] = {}
         states: list[str] = []
+        takes = ""
         for entry in operation.get("inputs", ()):
             key = str(entry.get("key", ""))
+            if key == "x":
+                takes = _named(entry)
             value = _bound(entry, constants)
             if key.removesuffix("_back") in _WEIGHTS:
                 if value is None:
@@ -68,7 +71,6 @@ def read(path: Path, program: Mapping[str, Any]) -> Archive:
                     states.append(key)
             elif value is not None:
                 options[key] = _scalar(path, value)
-        takes = next((_named(e) for e in operation.get("inputs", ()) if e.get("key") == "x"), "")
         gives = str((operation.get("outputs") or [{}])[0].get("name", ""))
         layers.append(
             {"type": kind, "name": name, "options": options, "states": states, "takes": takes, "gives": gives}
@@ -158,9 +160,8 @@ def _array(path: Path, value: _Value, place: str) -> Lazy:
 def _blob(path: Path, blob: Mapping[str, Any], dtype: str, size: int, place: str) -> tuple[Path, int]:
     """The file and the offset at which the numbers of a weight begin."""
     said = str(blob.get("fileName", ""))
-    root = path.parent.resolve()
-    file = (root / said.removeprefix(_ROOT)).resolve()
-    if not said.startswith(_ROOT) or not file.is_relative_to(root) or not file.is_file():
+    file = byte_ranges.inside(path.parent, said.removeprefix(_ROOT)) if said.startswith(_ROOT) else None
+    if file is None:
         raise BadFile("weights are in a file that is not in the package", place=place, found=said[:200])
     head = byte_ranges.read_range(file, int(blob.get("offset", 0)), 64, place=place)
     sentinel, code, length, begin = struct.unpack("<IIQQ", head[:24])

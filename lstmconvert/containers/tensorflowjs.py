@@ -149,9 +149,8 @@ def _dequantised(plain: Lazy, quantization: Mapping[str, Any], entry: Mapping[st
 
 
 def _beside(folder: Path, name: str) -> Path:
-    root = folder.resolve()
-    path = (folder / name).resolve()
-    if not name or not path.is_relative_to(root) or not path.is_file():
+    path = byte_ranges.inside(folder, name)
+    if path is None:
         raise BadFile(
             "a file of weights is not beside the model", found=name[:200], expected="a file in its folder"
         )

@@ -47,6 +47,18 @@ def network(add: Callable[[Any], None], path: Path, width: int = H) -> Path:
     return path
 
 
+def gru_network(path: Path, w: Array, r: Array, b: Array) -> Path:
+    """A network of a GRU; kernel, recurrent kernel and bias of update gate, reset gate and candidate."""
+
+    def add(builder: Any) -> None:
+        builder.add_gru(
+            name="rnn", W_h=np.split(r, 3), W_x=np.split(w, 3), b=np.split(b, 3), hidden_size=H, input_size=INPUT,
+            input_names=["x", "h"], output_names=["y", "hh"], output_all=True, inner_activation="SIGMOID",
+        )  # fmt: skip
+
+    return network(add, path)
+
+
 class Recurrent(torch.nn.Module):
     """A recurrent layer of torch and a head."""
 
@@ -146,13 +158,7 @@ def test_a_gru_and_a_simple_layer_of_a_network(tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
     w, r, b = draw(rng, 3 * H, INPUT), draw(rng, 3 * H, H), draw(rng, 3 * H)
 
-    def add(builder: Any) -> None:
-        builder.add_gru(
-            name="rnn", W_h=np.split(r, 3), W_x=np.split(w, 3), b=np.split(b, 3), hidden_size=H, input_size=INPUT,
-            input_names=["x", "h"], output_names=["y", "hh"], output_all=True, inner_activation="SIGMOID",
-        )  # fmt: skip
-
-    (layer,) = lc.read(network(add, tmp_path / "gru.mlmodel")).recurrent.values()
+    (layer,) = lc.read(gru_network(tmp_path / "gru.mlmodel", w, r, b)).recurrent.values()
     x = rng.normal(size=(1, T, INPUT))
     h, expected = np.zeros(H), []
     for step in x[0]:
@@ -186,13 +192,7 @@ def test_weights_of_8_bits_are_dequantised_and_reported(mode: str, tmp_path: Pat
     rng = np.random.default_rng(6)
     w, r, b = draw(rng, 3 * H, INPUT), draw(rng, 3 * H, H), draw(rng, 3 * H)
 
-    def add(builder: Any) -> None:
-        builder.add_gru(
-            name="rnn", W_h=np.split(r, 3), W_x=np.split(w, 3), b=np.split(b, 3), hidden_size=H, input_size=INPUT,
-            input_names=["x", "h"], output_names=["y", "hh"], output_all=True, inner_activation="SIGMOID",
-        )  # fmt: skip
-
-    plain = network(add, tmp_path / "plain.mlmodel")
+    plain = gru_network(tmp_path / "plain.mlmodel", w, r, b)
     spec = ct.models.utils.load_spec(str(plain))
     spec = quantization_utils._quantize_spec_weights(spec, 8, mode)
     ct.models.utils.save_spec(spec, str(tmp_path / "eight.mlmodel"))
@@ -493,22 +493,10 @@ def test_what_cannot_be_held_is_refused(name: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["rnn.pt"]
 
 
-def gru_before(path: Path) -> Path:
-    """A network of a GRU whose reset gate comes before the product."""
-    rng = np.random.default_rng(4)
-    w, r, b = draw(rng, 3 * H, INPUT), draw(rng, 3 * H, H), draw(rng, 3 * H)
-
-    def add(builder: Any) -> None:
-        builder.add_gru(
-            name="rnn", W_h=np.split(r, 3), W_x=np.split(w, 3), b=np.split(b, 3), hidden_size=H, input_size=INPUT,
-            input_names=["x", "h"], output_names=["y", "hh"], output_all=True, inner_activation="SIGMOID",
-        )  # fmt: skip
-
-    return network(add, path)
-
-
 def test_the_gru_of_a_program_is_never_written(tmp_path: Path) -> None:
-    source = gru_before(tmp_path / "gru.mlmodel")
+    rng = np.random.default_rng(4)
+    weights = draw(rng, 3 * H, INPUT), draw(rng, 3 * H, H), draw(rng, 3 * H)
+    source = gru_network(tmp_path / "gru.mlmodel", *weights)
     lc.convert(source, tmp_path / "again.mlmodel")
     with pytest.raises(lc.NotRepresentable, match="contradict"):
         lc.convert(source, tmp_path / "out.mlpackage")

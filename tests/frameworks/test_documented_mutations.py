@@ -10,11 +10,9 @@ import pytest
 import scipy.io
 
 import lstmconvert as lc
-from lstmconvert import mapping
-from tests.counting import COUNTED
 from tests.frameworks import test_documented as documented
 from tests.frameworks import test_frozen_fixtures as frozen
-from tests.matrix.test_mapping_mutations import forget_mappings, mutants
+from tests.matrix.test_mapping_mutations import all_are_noticed
 
 Record = Callable[[str, object], None]
 Probe = Callable[[], bool]
@@ -118,37 +116,4 @@ def test_a_wrong_mapping_file_is_noticed(
     if framework == "mxnet":
         probes.append(projected(tmp_path))
     assert probes and not noticed(probes)
-    text = (mapping.folder() / f"{framework}.toml").read_text(encoding="utf-8")
-    wrong = tmp_path / "mappings"
-    wrong.mkdir()
-    for other in mapping.folder().glob("*.toml"):
-        (wrong / other.name).write_bytes(other.read_bytes())
-    monkeypatch.setattr(mapping, "folder", lambda: wrong)
-    survivors: dict[str, list[str]] = {}
-    caught: dict[str, int] = {}
-    refused = 0
-    try:
-        for layout, fault, mutant in mutants(text):
-            (wrong / f"{framework}.toml").write_text(mutant, encoding="utf-8")
-            forget_mappings()
-            try:
-                mapping.load(framework)
-            except lc.BadFile:
-                refused += 1
-                continue
-            if noticed(probes):
-                caught[layout] = caught.get(layout, 0) + 1
-            else:
-                survivors.setdefault(layout, []).append(fault)
-    finally:
-        monkeypatch.undo()
-        forget_mappings()
-    # A layout of which nothing is noticed is one that no file here has.
-    missed = {layout: faults for layout, faults in survivors.items() if layout in caught}
-    seen = sum(caught.values())
-    every = seen + sum(map(len, missed.values()))
-    record_property(
-        COUNTED, f"mapping file {framework}: {seen} of {every} mutants noticed, {refused} refused at once"
-    )
-    assert caught
-    assert not missed
+    all_are_noticed(framework, lambda _layout: noticed(probes), tmp_path, monkeypatch, record_property)

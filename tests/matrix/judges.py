@@ -84,6 +84,15 @@ class Judge:
     remembers: bool = True
 
 
+RESET_BEFORE = ("onnx", "openvino", "tensorflow1", "haiku", "coreml")
+"""Whose GRU resets before the product where the case does not say otherwise."""
+
+
+def resets_before(case: Case, source: str) -> bool:
+    """Whether the reset gate of a source's GRU comes before the product."""
+    return case.option == "reset_before" or (source in RESET_BEFORE and case.option != "reset_after")
+
+
 def draw(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """Weights large enough that some gates saturate."""
     return rng.normal(0, 0.7, shape).astype(np.float32)

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.matrix.judges import HIDDEN, INPUT, Case, Judge, Sample, draw, inputs
-from tests.matrix.judges_tensorflowjs import RESET_BEFORE
+from tests.matrix.judges import HIDDEN, INPUT, Case, Judge, Sample, draw, inputs, resets_before
 
 Array = np.ndarray[Any, Any]
 Layer = Callable[[Array], Array]
@@ -335,8 +334,7 @@ def refused(case: Case, source: str) -> bool:
         return True  # another slope
     if case.bidirectional and case.cell != "lstm":
         return True
-    before = case.option == "reset_before" or (source in RESET_BEFORE and case.option != "reset_after")
-    return case.cell == "gru" and not before
+    return case.cell == "gru" and not resets_before(case, source)
 
 
 JUDGES = (

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.matrix.judges import HIDDEN, INPUT, Case, Judge, Sample, draw, inputs
+from tests.matrix.judges import HIDDEN, INPUT, Case, Judge, Sample, draw, inputs, resets_before
 
 Array = np.ndarray[Any, Any]
 _GATES = {"lstm": (4, 4), "gru": (3, 4), "rnn": (1, 1)}
@@ -82,10 +82,8 @@ def refused(case: Case, source: str) -> bool:
         return True
     if case.option == "reverse" and source == "keras":
         return True  # its output is in the order of its visits
-    return case.cell == "gru" and case.option != "reset_after" and source in _RESET_BEFORE
+    return case.cell == "gru" and resets_before(case, source)
 
-
-_RESET_BEFORE = ("onnx", "openvino", "tensorflow1", "haiku", "coreml")
 
 JUDGES = (
     Judge(

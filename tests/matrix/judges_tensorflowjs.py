@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 
 from tests import tensorflowjs_judge as node
-from tests.matrix.judges import HIDDEN, INPUT, Case, Judge, Sample, inputs
+from tests.matrix.judges import HIDDEN, INPUT, Case, Judge, Sample, inputs, resets_before
 
 Array = np.ndarray[Any, Any]
 CLASSES = {"lstm": "LSTM", "gru": "GRU", "rnn": "SimpleRNN"}
-RESET_BEFORE = ("onnx", "openvino", "tensorflow1", "haiku", "coreml")
-"""Whose GRU resets before the product where the case does not say otherwise."""
 
 
 def layer(case: Case, number: int) -> dict[str, Any]:
@@ -67,8 +65,7 @@ def refused(case: Case, source: str) -> bool:
         return True
     if case.option == "reverse" and source != "keras":
         return True  # only Keras has the output in the order of the visits, as TensorFlow.js has
-    before = case.option == "reset_before" or (source in RESET_BEFORE and case.option != "reset_after")
-    return case.cell == "gru" and not before
+    return case.cell == "gru" and not resets_before(case, source)
 
 
 JUDGES = (

@@ -149,8 +149,33 @@ def test_a_wrong_mapping_file_is_noticed(
         place.mkdir()
         samples.append((case, judge.make(case, place)))
     assert all(found(judge, *sample) and written(judge, *sample, tmp_path) for sample in samples)
-    text = (mapping.folder() / f"{judge.name}.toml").read_text(encoding="utf-8")
-    wrong = tmp_path / "mappings"
+
+    def seen(layout: str) -> bool:
+        return noticed(judge, samples, layout, tmp_path)
+
+    all_are_noticed(judge.name, seen, tmp_path, monkeypatch, record_property, enough=ENOUGH)
+
+
+def all_are_noticed(
+    name: str,
+    seen: Callable[[str], bool],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Record,
+    *,
+    enough: int | None = None,
+) -> None:
+    """Put every mutant in the place of a mapping file; whether each of them is ``seen``, given its layout.
+
+    Args:
+        name: the framework.
+        seen: whether something is noticed.
+        folder: for the wrong mapping files.
+        enough: after so many faults of a layout that nothing notices, and none that something does, the layout
+            is left alone.
+    """
+    text = (mapping.folder() / f"{name}.toml").read_text(encoding="utf-8")
+    wrong = folder / "mappings"
     wrong.mkdir()
     for other in mapping.folder().glob("*.toml"):
         (wrong / other.name).write_bytes(other.read_bytes())
@@ -160,28 +185,28 @@ def test_a_wrong_mapping_file_is_noticed(
     refused = 0
     try:
         for layout, fault, mutant in mutants(text):
-            if layout not in caught and len(survivors.get(layout, [])) == ENOUGH:
+            if layout not in caught and len(survivors.get(layout, [])) == enough:
                 continue
-            (wrong / f"{judge.name}.toml").write_text(mutant, encoding="utf-8")
+            (wrong / f"{name}.toml").write_text(mutant, encoding="utf-8")
             forget_mappings()
             try:
-                mapping.load(judge.name)
+                mapping.load(name)
             except lc.BadFile:
                 refused += 1
                 continue
-            if noticed(judge, samples, layout, tmp_path):
+            if seen(layout):
                 caught[layout] = caught.get(layout, 0) + 1
             else:
                 survivors.setdefault(layout, []).append(fault)
     finally:
         monkeypatch.undo()
         forget_mappings()
-    # A layout of which nothing at all is noticed is one that no file of this judge has.
+    # A layout of which nothing at all is noticed is one that no file here has.
     missed = {layout: faults for layout, faults in survivors.items() if layout in caught}
-    seen = sum(caught.values())
-    every = seen + sum(map(len, missed.values()))
+    found_out = sum(caught.values())
+    every = found_out + sum(map(len, missed.values()))
     record_property(
-        COUNTED, f"mapping file {judge.name}: {seen} of {every} mutants noticed, {refused} refused at once"
+        COUNTED, f"mapping file {name}: {found_out} of {every} mutants noticed, {refused} refused at once"
     )
     assert caught
     assert not missed

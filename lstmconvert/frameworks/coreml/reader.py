@@ -8,8 +8,6 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
 from lstmconvert import layout as layouts
 from lstmconvert import mapping, stacks
 from lstmconvert.activations import HARD_SIGMOID_KERAS2, LINEAR, RELU, SIGMOID, TANH, Activation
@@ -30,6 +28,7 @@ from lstmconvert.gates import Cell, Direction, Gate, Part
 from lstmconvert.model import Model
 from lstmconvert.options import ReadOptions
 from lstmconvert.reading_notes import Note, dequantised, note
+from lstmconvert.tensors import shortest_decimal
 
 _SCALED_TANH = Activation("scaled_tanh", 1.7159, 2 / 3)
 """The only one that recurrent layers support; coremltools writes it without its numbers."""
@@ -189,7 +188,7 @@ def _equations(
     how = options.get("params", {})
     if how.get("coupledInputAndForgetGate"):
         raise UnsupportedSource("LSTMs with coupled gates are not read", place=f"layer {name!r}")
-    clip = _decimal(how.get("cellClipThreshold", 0.0)) or DEFAULT_CLIP
+    clip = shortest_decimal(how.get("cellClipThreshold", 0.0)) or DEFAULT_CLIP
     if not clip > 0:
         raise BadFile("a clip is not a bound", place=f"layer {name!r}", found=clip)
     if clip >= NO_CLIP:
@@ -253,7 +252,7 @@ def _activation(said: Mapping[str, Mapping[str, float]], name: str, told: ReadOp
     kinds: Sequence[str] = [key for key in said if key != "other"]
     kind = kinds[0] if len(kinds) == 1 else "none"
     parameters = said.get(kind, {})
-    alpha, beta = (_decimal(parameters.get(key, 0.0)) for key in ("alpha", "beta"))
+    alpha, beta = (shortest_decimal(parameters.get(key, 0.0)) for key in ("alpha", "beta"))
     if kind == "sigmoidHard" and alpha == beta == 0:
         if told.recurrent_activation != "hard_sigmoid":
             raise AmbiguousSource(
@@ -269,8 +268,3 @@ def _activation(said: Mapping[str, Mapping[str, float]], name: str, told: ReadOp
     if kind in _PLAIN and (kind != "linear" or (alpha, beta) == (1.0, 0.0)):
         return _PLAIN[kind]
     raise UnsupportedSource("this activation is not read", place=f"layer {name!r}", found=kind)
-
-
-def _decimal(value: float) -> float:
-    """The shortest decimal that single precision rounds to this: what the writer of the file meant."""
-    return float(str(np.float32(value)))

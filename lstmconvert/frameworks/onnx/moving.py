@@ -33,6 +33,7 @@ from lstmconvert.operations import (
     Reshape,
     Reverse,
 )
+from lstmconvert.tensors import shortest_decimal
 
 
 def _identity(node: Node) -> list[Held]:
@@ -127,7 +128,7 @@ def _dropout(node: Node) -> list[Held]:
     given = node.constant(1)
     rate = node.attributes.get("ratio", 0.5) if given is None else float(given.read().reshape(()))
     x = node.held(0)
-    return [node.same(Identity(Noise.DROPOUT, float(str(np.float32(rate)))), x)]
+    return [node.same(Identity(Noise.DROPOUT, shortest_decimal(rate)), x)]
 
 
 def _cast(node: Node) -> list[Held]:

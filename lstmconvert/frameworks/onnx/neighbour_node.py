@@ -13,7 +13,7 @@ from lstmconvert.frameworks.onnx.arrangement import Held
 from lstmconvert.frameworks.onnx.constants import Scope
 from lstmconvert.frameworks.onnx.topology import NotUnderstood, Topology
 from lstmconvert.operations import Operation
-from lstmconvert.tensors import Lazy
+from lstmconvert.tensors import Lazy, shortest_decimal
 from lstmconvert.values import dataclass
 
 
@@ -108,7 +108,7 @@ _KNOWN = (1 / 6, 1.6732632423543772, 1.0507009873554805)
 def meant(value: float) -> float:
     """The number that was meant by a float32."""
     single = np.float32(value)
-    return next((known for known in _KNOWN if np.float32(known) == single), float(str(single)))
+    return next((known for known in _KNOWN if np.float32(known) == single), shortest_decimal(value))
 
 
 def unpacked(name: str, tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:

@@ -38,7 +38,7 @@ from lstmconvert.model import Call, Model, Port
 from lstmconvert.options import ReadOptions
 from lstmconvert.reading_notes import Note, dequantised
 from lstmconvert.stacks import STACK
-from lstmconvert.tensors import Lazy
+from lstmconvert.tensors import Lazy, shortest_decimal
 
 _CELLS: Mapping[str, Cell] = {f"{cell.upper()}{form}": cell for cell in Cell for form in ("Sequence", "Cell")}
 _STATES = {Cell.LSTM: 2, Cell.GRU: 1, Cell.RNN: 1}
@@ -470,4 +470,4 @@ def _number(text: str, layer: Mapping[str, Any]) -> float:
         value = float(text)
     except ValueError as error:
         raise BadFile("an attribute is not a number", place=layer["name"], found=text) from error
-    return float(str(np.float32(value)))
+    return shortest_decimal(value)
