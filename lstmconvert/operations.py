@@ -113,6 +113,15 @@ class Masking(Operation):
 
 
 @dataclass(frozen=True, slots=True)
+class ValidSteps(Operation):
+    """The mask (batch, time) of sequences that are padded behind: true where a step is below the length.
+
+    Inputs are the lengths (batch,), whole numbers, and the sequences (batch, time, ...), of which only the
+    number of steps counts.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class Convolution1D(Operation):
     """Cross-correlation over (batch, time, features)."""
 

@@ -200,6 +200,8 @@ def _operation(operation: ops.Operation, layer: OperationLayer, inputs: Inputs) 
             return [(*x, _part(layer, "embeddings", 1)), x]
         case ops.Masking():
             return [x, x[:-1]]
+        case ops.ValidSteps():
+            return [inputs[1][:2]]
         case ops.Convolution1D() | ops.DepthwiseConvolution1D() | ops.SeparableConvolution1D():
             return [_convolution_1d(operation, layer, x)]
         case ops.Convolution2D():
@@ -286,8 +288,15 @@ def dtypes(model: Model) -> Mapping[str, str]:
         for index, name in enumerate(call.outputs):
             if isinstance(operation, ops.Cast):
                 found[name] = operation.dtype
-            elif (isinstance(operation, (ops.Embedding, ops.Masking)) and index == 1) or kinds == {"bool"}:
+            elif _gives_mask(operation, index) or kinds == {"bool"}:
                 found[name] = "bool"
             else:
                 found[name] = usual
     return found
+
+
+def _gives_mask(operation: ops.Operation | None, index: int) -> bool:
+    """Whether a result of an operation is a mask that it makes."""
+    if isinstance(operation, ops.ValidSteps):
+        return True
+    return isinstance(operation, (ops.Embedding, ops.Masking)) and index == 1

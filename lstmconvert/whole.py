@@ -15,7 +15,7 @@ from lstmconvert import exposed, interpreter, shapes
 from lstmconvert.errors import ConversionError, Usage
 from lstmconvert.interpreter.running import RunsDirections
 from lstmconvert.model import Model, OperationLayer, Port
-from lstmconvert.operations import Embedding, TimeDistributed
+from lstmconvert.operations import Embedding, TimeDistributed, ValidSteps
 from lstmconvert.proof import LARGE, WholeProof, gap, rounding, scale
 from lstmconvert.sampling import Sampler
 from lstmconvert.tensors import Array
@@ -189,8 +189,12 @@ def random_inputs(model: Model, sizes: Sequence[tuple[int, int]] = _CASES) -> li
         for port in model.inputs:
             shape = _filled(model, port, batch, time)
             vocabulary, padded = _vocabulary(model, port)
-            if vocabulary is not None:
-                values: Array = random.integers(1 if vocabulary > 1 else 0, vocabulary, shape)
+            sequences = _measured(model, port)
+            if sequences is not None:
+                rows, longest, *_ = _shapes(model, batch, time)[sequences]
+                values: Array = random.integers(1, (longest or time) + 1, [rows or batch])
+            elif vocabulary is not None:
+                values = random.integers(1 if vocabulary > 1 else 0, vocabulary, shape)
                 if padded and len(shape) == 2:
                     lengths = random.integers(1, shape[1] + 1, shape[:1])
                     values = np.where(np.arange(shape[1]) < lengths[:, np.newaxis], values, 0)
@@ -215,9 +219,14 @@ def _filled(model: Model, port: Port, batch: int, time: int) -> list[int]:
 
 def _fits(model: Model, batch: int, time: int) -> bool:
     """Whether no value of a model is left without elements by a number of steps."""
-    ports = tuple(replace(p, shape=tuple(_filled(model, p, batch, time))) for p in model.inputs)
-    found = shapes.infer(replace(model, inputs=ports))
+    found = _shapes(model, batch, time)
     return all(size is None or size > 0 for shape in found.values() for size in shape)
+
+
+def _shapes(model: Model, batch: int, time: int) -> Mapping[str, shapes.Shape]:
+    """The shapes of all values where the free sizes are these."""
+    ports = tuple(replace(p, shape=tuple(_filled(model, p, batch, time))) for p in model.inputs)
+    return shapes.infer(replace(model, inputs=ports))
 
 
 def _vocabulary(model: Model, port: Port) -> tuple[int | None, bool]:
@@ -234,6 +243,16 @@ def _vocabulary(model: Model, port: Port) -> tuple[int | None, bool]:
             sizes.append(layer.weights["embeddings"].shape[0])
             padded |= operation.mask_zero
     return (min(sizes), padded) if sizes else (None, False)
+
+
+def _measured(model: Model, port: Port) -> str | None:
+    """The sequences whose lengths an input gives; ``None`` of any other input."""
+    for call in model.calls or ():
+        layer = model.layers[call.layer]
+        counts = isinstance(layer, OperationLayer) and isinstance(layer.operation, ValidSteps)
+        if counts and call.inputs[0] == port.value:
+            return call.inputs[1]
+    return None
 
 
 def _elements(model: Model) -> int:

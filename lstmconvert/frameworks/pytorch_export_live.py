@@ -30,7 +30,8 @@ from lstmconvert import interpreter
 from lstmconvert.canonical import RecurrentLayer
 from lstmconvert.errors import UnsupportedSource, VerificationFailed
 from lstmconvert.frameworks import onnx_live, pytorch_leaves
-from lstmconvert.model import Layer, Model
+from lstmconvert.model import Layer, Model, OperationLayer
+from lstmconvert.operations import ValidSteps
 from lstmconvert.tensors import Array
 
 _OPSET = 17
@@ -40,6 +41,10 @@ _TOLERANCE = 1e-9
 """Of the largest value, both in float64: what different orders of summation leave, and no more."""
 _ROUGH = 1e-4
 """Where the module runs in its own precision only."""
+_UNCUT = (
+    "{} cuts its results at the longest of the given lengths; the converted model gives all the steps of its "
+    "input. Give total_length=x.shape[1] to pad_packed_sequence and both are the same."
+)
 
 
 def read_traced(module: Any, example: Any) -> Model:
@@ -56,6 +61,9 @@ def read_traced(module: Any, example: Any) -> Model:
         UnsupportedSource: naming the operator, or what of the module cannot be traced.
         VerificationFailed: when the model is not what the module computes, as with control flow that depends
             on the data.
+
+    Warns:
+        UserWarning: when the module gives steps up to the longest sequence only, and the model all of them.
     """
     import torch
 
@@ -78,8 +86,9 @@ def read_traced(module: Any, example: Any) -> Model:
         reason = reason or str(model.metadata.get("topology", ""))
         if model.calls is not None:
             model = _renamed(model, [name for name, _ in module.named_modules() if name])
-            for inputs in (given, opened):
-                _check(reference, model, inputs)
+            uncut = [_check(reference, model, inputs) for inputs in (given, opened)]
+            if any(uncut):
+                warnings.warn(_UNCUT.format(type(module).__qualname__), stacklevel=2)
             return replace(model, framework="pytorch")
     raise UnsupportedSource(
         "the wiring of this module is not understood",
@@ -220,8 +229,12 @@ def _renamed(model: Model, modules: Sequence[str]) -> Model:
     return replace(model, layers=MappingProxyType(layers), calls=calls)
 
 
-def _check(module: Any, model: Model, inputs: Sequence[Any]) -> None:
-    """See that the model computes what the module computes, in float64 where the module can."""
+def _check(module: Any, model: Model, inputs: Sequence[Any]) -> bool:
+    """See that the model computes what the module computes, in float64 where the module can.
+
+    Returns:
+        Whether the model gives more steps than a module that unpacks sequences.
+    """
     import torch
 
     def arrays(value: Any) -> list[Array]:
@@ -247,7 +260,13 @@ def _check(module: Any, model: Model, inputs: Sequence[Any]) -> None:
             "the model read from this module has other outputs than it",
             place=type(module).__qualname__, found=len(got), expected=len(expected),
         )  # fmt: skip
+    padded = any(isinstance(layer, OperationLayer) and isinstance(layer.operation, ValidSteps)
+                 for layer in model.layers.values())  # fmt: skip
+    uncut = False
     for number, (one, two) in enumerate(zip(expected, got, strict=True)):
+        if padded and one.ndim == two.ndim and one.shape != two.shape:
+            uncut = True
+            two = two[tuple(slice(size) for size in one.shape)]
         scale = max(float(np.max(np.abs(one), initial=0.0)), 1e-30)
         error = float(np.max(np.abs(one - two), initial=0.0)) if one.shape == two.shape else float("inf")
         if not error <= tolerance * scale:
@@ -258,3 +277,4 @@ def _check(module: Any, model: Model, inputs: Sequence[Any]) -> None:
                 place=f"{type(module).__qualname__} on inputs of {sizes}",
                 remedy="Its path may depend on the data or on sizes; convert its parts one by one.",
             )
+    return uncut

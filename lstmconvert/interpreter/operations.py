@@ -26,7 +26,8 @@ FLOATING = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 
 _ANY_DTYPE = (
     ops.Concatenate, ops.Crop, ops.Embedding, ops.Flatten, ops.Identity, ops.Masking, ops.Repeat,
-    ops.Reshape, ops.Reverse, ops.Select, ops.TimeDistributed, ops.Transpose, ops.UpSample, ops.ZeroPad,
+    ops.Reshape, ops.Reverse, ops.Select, ops.TimeDistributed, ops.Transpose, ops.UpSample,
+    ops.ValidSteps, ops.ZeroPad,
 )  # fmt: skip
 """Operations that take whole numbers and masks as they are."""
 
@@ -155,6 +156,12 @@ def _masking(operation: ops.Masking, _: Weights, inputs: Sequence[Array]) -> Res
     equal = np.logical_or.reduce([x == x.dtype.type(value) for value in values])
     mask: Array = np.any(~equal, axis=-1)
     return np.where(mask[..., np.newaxis], x, x.dtype.type(0)), mask
+
+
+def _valid_steps(_: ops.ValidSteps, __: Weights, inputs: Sequence[Array]) -> Array:
+    lengths, x = inputs
+    found: Array = np.arange(x.shape[1]) < lengths[:, np.newaxis]
+    return found
 
 
 # Windows.
@@ -308,6 +315,7 @@ _FUNCTIONS: Mapping[type[Operation], Callable[[Any, Weights, Sequence[Array]], R
     ops.EinsumDense: _einsum_dense,
     ops.Embedding: _embedding,
     ops.Masking: _masking,
+    ops.ValidSteps: _valid_steps,
     ops.Convolution1D: _convolution_1d,
     ops.Convolution2D: _convolution_2d,
     ops.DepthwiseConvolution1D: _depthwise,

@@ -25,7 +25,6 @@ REFUSED: dict[tuple[str, str], str] = {
     ("tf2onnx", "reset_before"): "(Loop)",
     ("tf2onnx", "simple"): "(Loop)",
     ("tf2onnx", "masked"): "(Loop)",
-    ("torch", "packed"): "(Gather)",
     ("torch dynamo", "rnn_last"): "(Add)",
     ("torch dynamo", "gated"): "(Add)",
     ("torch", "heads"): "(Reshape)",

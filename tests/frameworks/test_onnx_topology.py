@@ -1016,9 +1016,10 @@ def test_what_no_output_needs_does_no_harm(tmp_path: Path) -> None:
     assert_agrees(result, model, X)
 
 
-def test_lengths_are_not_understood_yet(tmp_path: Path) -> None:
+def test_lengths_that_are_computed_are_not_understood(tmp_path: Path) -> None:
     feeds = {**X, "lengths": np.array([6, 2, 4], np.int32)}
-    model = model_of(lstm(["Y", "", ""], ["lengths"]), lstm_weights(), feeds, ["Y"])
+    nodes = [node("Neg", ["lengths"], ["computed"]), *lstm(["Y", "", ""], ["computed"])]
+    model = model_of(nodes, lstm_weights(), feeds, ["Y"])
     result = read(model, tmp_path)
     assert result.calls is None
     assert "layer 'lstm': its sequence lengths" in result.metadata["topology"]

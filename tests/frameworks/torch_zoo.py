@@ -239,6 +239,38 @@ class Packed(nn.Module):
         return self.head(y), h
 
 
+class PackedStack(nn.Module):
+    """Sorted sequences through two layers that start elsewhere than at zero, given back with all steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(3, 5, num_layers=2)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor, lengths: Tensor, state: Tensor) -> Any:
+        p = nn.utils.rnn.pack_padded_sequence(x, lengths)
+        y, h = self.rnn(p, state)
+        y, _ = nn.utils.rnn.pad_packed_sequence(y, total_length=x.shape[0])
+        return self.head(y), h
+
+
+class PackedTagger(nn.Module):
+    """Words of sentences of different lengths, the last states of two stacked LSTMs, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 4)
+        self.rnn = nn.LSTM(4, 5, num_layers=2, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(20, 3)
+
+    def forward(self, words: Tensor, lengths: Tensor) -> Any:
+        p = nn.utils.rnn.pack_padded_sequence(
+            self.embedding(words), lengths, batch_first=True, enforce_sorted=False
+        )
+        _, (h, c) = self.rnn(p)
+        return self.head(torch.cat([h[-2], h[-1], c[-2], c[-1]], dim=-1))
+
+
 class CausalAttention(nn.Module):
     """Attention of each step to those before it, time first, over a GRU."""
 
@@ -476,5 +508,7 @@ ZOO: dict[type[nn.Module], Callable[[], tuple[Tensor, ...]]] = {
     Gated: lambda: (_steps(2, 7, 3),),
     Dilated: lambda: (_steps(2, 7, 3),),
     Packed: lambda: (_steps(3, 7, 3), torch.tensor([7, 4, 2])),
+    PackedStack: lambda: (_steps(7, 3, 3), torch.tensor([7, 4, 2]), _steps(2, 3, 5)),
+    PackedTagger: lambda: (torch.randint(0, 11, (4, 7)), torch.tensor([3, 7, 1, 5])),
 }
 """Each network and how its inputs are made."""

@@ -80,6 +80,7 @@ class Plan:
         mask_tensors: masks that have been computed by operators.
         mask_makers: of a mask that a layer makes, the value that it comes from and the number that stands
             for a masked step; ``None`` for the zero of an Embedding.
+        measured: of a mask that is made of lengths, the values of these and of the sequences.
         shapes, dtypes: of all values.
     """
 
@@ -93,6 +94,7 @@ class Plan:
     masks: dict[str, Mask] = field(default_factory=dict)
     mask_tensors: dict[Mask, Tensor] = field(default_factory=dict)
     mask_makers: dict[str, tuple[str, float | None]] = field(default_factory=dict)
+    measured: dict[str, tuple[str, str]] = field(default_factory=dict)
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     dtypes: Mapping[str, str] = field(default_factory=dict)
 
@@ -245,6 +247,10 @@ class _Calling:
         if isinstance(operation, (ops.Attention, ops.AdditiveAttention, ops.MultiHeadAttention)):
             self._add_attention(layer, operation)
             return
+        if isinstance(operation, ops.ValidSteps):
+            self.plan.masks[call.outputs[0]] = Given(call.outputs[0])
+            self.plan.measured[call.outputs[0]] = (call.inputs[0], call.inputs[1])
+            return
         inputs = [self._tensor(name) for name in call.inputs]
         entry = self._entry(
             lambda: neighbour_writing.neighbour(layer, self.plan.shapes[call.outputs[0]], self.plan.dtype)
@@ -396,6 +402,8 @@ class _Calling:
 
     def _computed_mask(self, mask: Mask) -> Tensor:
         match mask:
+            case Given() if mask.value in self.plan.measured:
+                return self._mask_of_lengths(*self.plan.measured[mask.value])
             case Given():
                 source, number = self.plan.mask_makers[mask.value]
                 x = self._tensor(source)
@@ -419,6 +427,18 @@ class _Calling:
                 time = None if None in sizes else sum(size for size in sizes if size is not None)
                 shape = (parts[0].shape[0], time)
                 return self._operator("Concatenate", {"axis": 1}, (parts,), "mask", "bool", shape)
+
+    def _mask_of_lengths(self, lengths: str, sequences: str) -> Tensor:
+        """True where the number of a step, from one, is not above the length: Keras has no range of steps."""
+        x, counts = self._tensor(sequences), self._tensor(lengths)
+        ones = self._operator("OnesLike", {}, (x,), "ones")
+        for rank in range(len(x.shape) - 1, 1, -1):
+            ones = self._operator(
+                "Max", {"axis": -1, "keepdims": False}, (ones,), "ones", shape=x.shape[:rank]
+            )
+        numbers = self._operator("Cumsum", {"axis": 1}, (ones,), "step_numbers")
+        column = self._operator("ExpandDims", {"axis": 1}, (counts,), "lengths", shape=(*counts.shape, 1))
+        return self._operator("LessEqual", {}, (numbers, column), "mask", "bool")
 
     def _operator(
         self,

@@ -7,7 +7,8 @@ from typing import TypeAlias
 from lstmconvert.errors import UnsupportedSource
 from lstmconvert.frameworks.keras.graph import Graph, Symbol, Value
 from lstmconvert.frameworks.keras.masks import Given, Joined, Mask, all_of, any_of
-from lstmconvert.operations import Masking
+from lstmconvert.model import OperationLayer
+from lstmconvert.operations import Masking, ValidSteps
 from lstmconvert.values import dataclass
 
 
@@ -75,6 +76,10 @@ def _meaning(graph: Graph, item: object, place: str) -> _Meaning:
             value, number = arguments
             if isinstance(value, Value) and isinstance(number, (int, float)):
                 return _Differs(value.name, float(number))
+        case "LessEqual" if len(arguments) == 2:
+            made = _of_lengths(graph, *arguments)
+            if made is not None:
+                return made
         case "ConvertToTensor":
             return _meaning(graph, arguments[0], place)
         case "ExpandDims" if item.axis in (-1, 2):
@@ -146,3 +151,23 @@ def _made_by_masking(graph: Graph, meaning: _Differs) -> Mask:
     made = Given(mask)
     graph.mask_origins["steps", meaning.value, meaning.number] = made
     return made
+
+
+def _of_lengths(graph: Graph, numbers: object, column: object) -> Mask | None:
+    """The mask of steps whose number, from one, is not above a length, as ``plan`` writes it."""
+    match numbers, column:
+        case Symbol("Cumsum", (Symbol() as ones,), 1), Symbol("ExpandDims", (Value() as lengths,), 1 | -1):
+            pass
+        case _:
+            return None
+    while ones.operator == "Max" and ones.axis == -1 and isinstance(ones.arguments[0], Symbol):
+        ones = ones.arguments[0]
+    x = ones.arguments[0]
+    if ones.operator != "OnesLike" or not isinstance(x, Value):
+        return None
+    inputs = (lengths.name, x.name)
+    for call in graph.calls:
+        layer = graph.layers[call.layer]
+        if call.inputs == inputs and isinstance(layer, OperationLayer) and layer.operation == ValidSteps():
+            return Given(call.outputs[0])
+    return Given(graph.apply("valid_steps", ValidSteps(), inputs))

@@ -17,7 +17,7 @@ from lstmconvert.values import dataclass
 
 TIME_MAJOR = (1, 0, 2)
 BATCH_MAJOR = (0, 1, 2)
-_COMPACTED = "compacted"
+_COMPACTED, _LENGTHS = "compacted", "lengths"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class Compaction:
         positions: where each step goes: valid ones to the front, in order, then the others (batch, time).
         sources: which step comes to each place, the inverse of ``positions`` (batch, time).
         batch, time: the sizes, each a list of one.
+        in_front: whether the valid steps are known to be in front, so that nothing has to be moved.
     """
 
     mask: str
@@ -42,6 +43,26 @@ class Compaction:
     sources: str
     batch: str
     time: str
+    in_front: bool
+
+
+def of_lengths(graph: Graph, lengths: Value, x: Value) -> Value:
+    """The mask that is true at the first ``lengths`` (batch,) steps of sequences (batch, time, ...)."""
+    steps = _range(graph, graph.size(x.name, x.axis(1)))
+    name = graph.add("Less", [steps, _as_column(graph, lengths)])
+    mask = Value(name, x.shape[:2], "bool", (0, 1))
+    graph.offer(mask, (_LENGTHS,), lambda: graph.cast(lengths, "int32").name)
+    return mask
+
+
+def _as_column(graph: Graph, lengths: Value) -> str:
+    return graph.add("Unsqueeze", [graph.cast(lengths, "int64").name, graph.integers(1)])
+
+
+def _offered_lengths(graph: Graph, mask: str) -> Value | None:
+    """The lengths (batch,) of which a mask was made."""
+    given = graph.offered(Value(mask, (None, None), "bool", (0, 1)), (_LENGTHS,))
+    return None if given is None else Value(given, (None,), "int32", (0,))
 
 
 def compaction(graph: Graph, mask: Value) -> Compaction:
@@ -50,7 +71,11 @@ def compaction(graph: Graph, mask: Value) -> Compaction:
     name = graph.ordered(mask)
     valid = graph.cast(mask.named(name), "int64").name
     counts = graph.add("CumSum", [valid, graph.integer(1)])
-    lengths = graph.reduce("ReduceSum", valid, [1], keep_axes=True)
+    given = _offered_lengths(graph, name)
+    if given is None:
+        lengths = graph.reduce("ReduceSum", valid, [1], keep_axes=True)
+    else:
+        lengths = _as_column(graph, given)
     batch, time = graph.size(name, 0), graph.size(name, 1)
     steps = _range(graph, time)
     one = graph.integers(1)
@@ -60,11 +85,14 @@ def compaction(graph: Graph, mask: Value) -> Compaction:
     positions = graph.add("Where", [name, last, behind])
     every_step = graph.add("Expand", [steps, graph.add("Shape", [name])])
     sources = graph.add("ScatterElements", [positions, positions, every_step], {"axis": 1})
-    return Compaction(name, valid, counts, lengths, positions, sources, batch, time)
+    return Compaction(name, valid, counts, lengths, positions, sources, batch, time, given is not None)
 
 
 def sequence_lens(graph: Graph, steps: Compaction) -> str:
     """The number of valid steps of each sequence (batch,), as recurrent nodes take it."""
+    given = _offered_lengths(graph, steps.mask)
+    if given is not None:
+        return given.name
     lengths = Value(steps.lengths, (None, 1), "int64", (0, 1))
     return graph.add("Squeeze", [graph.cast(lengths, "int32").name, graph.integers(1)])
 
@@ -79,6 +107,8 @@ def compacted(graph: Graph, steps: Compaction, x: Value) -> str:
     ready = graph.offered(x, (_COMPACTED, steps.mask))
     if ready is not None:
         return ready
+    if steps.in_front:
+        return graph.ordered(x, TIME_MAJOR)
     if x.order not in (TIME_MAJOR, BATCH_MAJOR):
         x = graph.in_logical_order(x)
     time_major = graph.transpose(steps.sources, (1, 0))
@@ -120,6 +150,8 @@ def spread(graph: Graph, steps: Compaction, y: Value, where: str) -> Value:
         y: the output (batch, time, width).
         where: the place of every step (batch, time).
     """
+    if steps.in_front and where == steps.positions:
+        return y
     rows = graph.add("Add", [graph.add("Mul", [where, steps.batch]), _column(graph, steps.batch)])
     table = _rows(graph, y.name, y.shape[-1])
     value = y.named(graph.add("Gather", [table, graph.transpose(rows, (1, 0))]))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from lstmconvert.frameworks.onnx import indices
+from lstmconvert.frameworks.onnx import indices, sorting
 from lstmconvert.frameworks.onnx.arrangement import CannotArrange, Held, Unknown
 from lstmconvert.frameworks.onnx.constants import Graphs, Scope, node_name
 from lstmconvert.frameworks.onnx.elementwise import ELEMENTWISE
@@ -48,6 +48,9 @@ def read(topology: Topology, node: onnx.NodeProto, scope: Scope, graphs: Graphs)
     piece = indices.read(view)
     if piece is not None:
         return [piece]
+    ordered = sorting.read(view)
+    if ordered is not None:
+        return ordered
     if view.kind in ("If", "Loop", "Scan"):
         raise NotUnderstood("what it does depends on the inputs")
     reader = KEPT_WHOLE.get(node.op_type) if node.domain == DOMAIN else _READERS.get(view.kind)

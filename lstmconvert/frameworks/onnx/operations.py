@@ -9,6 +9,7 @@ import numpy as np
 from lstmconvert.frameworks.onnx import (
     attention,
     convolutional,
+    masks,
     normalizations,
     shapes,
     windows,
@@ -55,6 +56,7 @@ from lstmconvert.operations import (
     TimeDistributed,
     Transpose,
     UpSample,
+    ValidSteps,
     ZeroPad,
 )
 
@@ -106,6 +108,8 @@ def _single(use: Use, operation: Operation) -> Value:
         case ParametricRelu():
             x, held = use.logical(use.x), use.tensors(operation)
             return x.named(use.graph.add_main("PRelu", [x.name, held["slope"]])[0])
+        case ValidSteps():
+            return masks.of_lengths(use.graph, *use.inputs)
         case Cast():
             return use.graph.cast(use.x, operation.dtype)
         case TimeDistributed():

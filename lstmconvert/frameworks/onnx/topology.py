@@ -52,6 +52,7 @@ from lstmconvert.operations import (
     Select,
     TimeDistributed,
     Transpose,
+    ValidSteps,
 )
 from lstmconvert.reading_notes import Note
 from lstmconvert.tensors import Lazy
@@ -94,6 +95,8 @@ class Topology:
         self._graph = graphs.model.graph
         self.opset = graphs.opsets.get("", 1)
         self.maskings: dict[tuple[str, float], tuple[str, ...]] = {}
+        self._lengths_masks: dict[tuple[str, Axis, Axis], str] = {}
+        self._sorted: dict[tuple[str, Axis], Axis] = {}
         self._tensors: dict[str, Held | Unknown] = {}
         self._layers: dict[str, Layer] = {}
         self._calls: list[Call | RecurrentUse | IndexMask] = []
@@ -141,6 +144,11 @@ class Topology:
                 raise UnsupportedSource(
                     f"the graph is not understood as a whole: output {info.name!r}: {error}"
                 ) from error
+            if any(self.order_of(axis) for axis in held.axes):
+                raise UnsupportedSource(
+                    f"the graph is not understood as a whole: output {info.name!r} has its sequences in the "
+                    "order of their lengths"
+                )
             dtype, _ = _described(info, {})
             shape = tuple(length(axis) for axis in held.axes)
             ports.append(Port(info.name, held.value, shape, dtype or held.dtype))
@@ -325,6 +333,22 @@ class Topology:
         """A new axis."""
         return (Atom(size),) if size != 1 else ()
 
+    def sorted_axis(self, order: str, batch: Axis) -> Axis:
+        """The axis of a batch whose sequences are in an order, by the name of the tensor that says it."""
+        if (order, batch) not in self._sorted:
+            self._sorted[order, batch] = tuple(Atom(atom.size) for atom in batch)
+        return self._sorted[order, batch]
+
+    def first_axis(self, order: str, given: Axis) -> Axis | None:
+        """The axis of a batch that was put in an order; ``None`` of an axis in any other."""
+        return next(
+            (batch for (name, batch), own in self._sorted.items() if (name, own) == (order, given)), None
+        )
+
+    def order_of(self, axis: Axis) -> str | None:
+        """The order in which the sequences of an axis are; ``None`` if they are as they were given."""
+        return next((name for (name, _), own in self._sorted.items() if not set(own).isdisjoint(axis)), None)
+
     def finish_layer(self, layer: OperationLayer) -> None:
         """Put a layer in the place of that of the same name."""
         self._layers[layer.name] = layer
@@ -473,7 +497,9 @@ class Topology:
     def _recurrent(self, node: Recurrent, layer: RecurrentLayer, scope: Scope) -> None:
         use = RecurrentUse(layer, "")
         mask = None
-        if "sequence_lens" in node.inputs:
+        if "sequence_lens" in node.inputs and (given := self._padded_input(node, layer)) is not None:
+            x, use.mask = given
+        elif "sequence_lens" in node.inputs:
             x, mask = self._masked_input(node, layer, scope)
             use.mask, use.compacted = mask.value, True
         else:
@@ -483,7 +509,7 @@ class Topology:
         first, second, features = x.axes
         batch, time = (first, second) if node.batch_first else (second, first)
         x = self.arranged(x, [batch, time, features], layer.name)
-        use.value, use.initial_state = x.value, self._initial_state(node, layer, scope)
+        use.value, use.initial_state = x.value, self._initial_state(node, layer, scope, batch)
         self._calls.append(use)
         if mask is not None:
             compact = Atom(None)
@@ -541,6 +567,29 @@ class Topology:
             self._makers = makers_of(self._graph.node)
         return Flow(self._makers, scope.constant)
 
+    def _padded_input(self, node: Recurrent, layer: RecurrentLayer) -> tuple[Held, str] | None:
+        """The sequences and the mask of their lengths, where these are whole numbers that the model is given.
+
+        ``None`` where they are something else, such as the count of a mask.
+        """
+        lengths = self.before_cast(self.peek(node.inputs["sequence_lens"]))
+        if lengths is None or lengths.rank != 1:
+            return None
+        lengths = self._whole_numbers.get(lengths.value, lengths)  # nodes take int32, whatever was given
+        x = self.get(node.inputs["X"])
+        if x.rank != 3:
+            raise NotUnderstood(f"its input has {x.rank} axes")
+        batch, time = (x.axes[0], x.axes[1]) if node.batch_first else (x.axes[1], x.axes[0])
+        sizes = {length(lengths.axes[0]), length(batch)} - {None}
+        if len(sizes) > 1 or self.order_of(lengths.axes[0]) != self.order_of(batch):
+            raise NotUnderstood("its lengths are not one for each sequence")
+        sequences = self.arranged(x, [batch, time, x.axes[2]], layer.name)
+        known = self._lengths_masks.get((lengths.value, batch, time))
+        if known is None:
+            known = self.call(f"{layer.name}/mask", ValidSteps(), [lengths, sequences])
+            self._lengths_masks[lengths.value, batch, time] = known
+        return replace(sequences, axes=x.axes), known
+
     def _masked_input(self, node: Recurrent, layer: RecurrentLayer, scope: Scope) -> tuple[Held, Held]:
         """All the steps of the sequences, as the node's X would be, and the mask."""
         flow = self.flow(scope)
@@ -588,7 +637,9 @@ class Topology:
             return Held(found.call.output("y"), (batch, time, both), axes, first.dtype)
         return None
 
-    def _initial_state(self, node: Recurrent, layer: RecurrentLayer, scope: Scope) -> tuple[str, ...]:
+    def _initial_state(
+        self, node: Recurrent, layer: RecurrentLayer, scope: Scope, batch: Axis
+    ) -> tuple[str, ...]:
         keys = ("initial_h", "initial_c") if layer.cell is Cell.LSTM else ("initial_h",)
         given = [node.inputs.get(key) for key in keys]
         dynamic = [name is not None and scope.known(name) is None for name in given]
@@ -603,6 +654,8 @@ class Topology:
                 if state.rank != 3:
                     raise NotUnderstood(f"its initial state has {state.rank} axes")
                 place = f"{layer.name}/{name}"
+                if self.order_of(state.axes[0 if node.batch_first else 1]) != self.order_of(batch):
+                    raise NotUnderstood("its initial state has its sequences in another order")
                 row = self.select(state, 1 if node.batch_first else 0, number, place)
                 values.append(self.arranged(row, row.axes, place).value)
         return tuple(values)

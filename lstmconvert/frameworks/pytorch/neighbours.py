@@ -50,6 +50,7 @@ from lstmconvert.operations import (
     TimeDistributed,
     Transpose,
     UpSample,
+    ValidSteps,
     ZeroPad,
 )
 from lstmconvert.shapes import Shape
@@ -125,6 +126,14 @@ def _masking(use: Use, operation: Masking) -> list[Value]:
     mask = use.module.assigned("mask", f"({x.code} != {number(operation.mask_value)}).any(dim=-1)")
     filled = f"{x.code}.masked_fill(~{mask}.unsqueeze(-1), 0.0)"
     return [x.named(filled), Value(mask, x.shape[:-1], "bool")]
+
+
+def _valid_steps(use: Use, operation: ValidSteps, shape: Shape) -> Value:
+    del operation
+    lengths, steps = use.inputs[0], use.named(use.inputs[1].last(), "steps")
+    lengths = use.named(lengths, "lengths")
+    numbers = f"torch.arange({steps.code}.shape[1], device={lengths.code}.device)"
+    return use.named(Value(f"{numbers} < {lengths.code}.unsqueeze(1)", shape, "bool"), "mask")
 
 
 # Element by element.
@@ -280,6 +289,7 @@ def _time_distributed(use: Use, operation: TimeDistributed, shape: Shape) -> Val
 _FUNCTIONS: dict[type[Operation], Callable[..., Value]] = {
     Dense: _dense,
     EinsumDense: _einsum_dense,
+    ValidSteps: _valid_steps,
     Identity: _identity,
     Activate: _activate,
     ClampedRelu: _clamped_relu,
