@@ -300,6 +300,17 @@ def _keras_models(keras: Any) -> dict[str, Callable[[], tuple[Any, list[Array]]]
             L.Dense(3, activation="sigmoid"),
         )
 
+    def normalized() -> Any:
+        return sequential(
+            keras.Input((None, FEATURES)),
+            L.LSTM(HIDDEN, return_sequences=True),
+            L.LayerNormalization(center=False),
+            L.GRU(HIDDEN),
+            L.LayerNormalization(scale=False, epsilon=1e-2),
+            L.Dense(HIDDEN),
+            L.LayerNormalization(scale=False, center=False),
+        )
+
     def reset_before() -> Any:
         return sequential(
             keras.Input((TIME, FEATURES)),
@@ -344,6 +355,7 @@ def _keras_models(keras: Any) -> dict[str, Callable[[], tuple[Any, list[Array]]]
     return {
         "bidirectional": lambda: (bidirectional(), [tokens()]),
         "convolutional": lambda: (convolutional(), [_x(BATCH, 12, FEATURES)]),
+        "normalized": lambda: (normalized(), x),
         "reset_before": lambda: (reset_before(), x),
         "branches": lambda: (branches(), x),
         "simple": lambda: (simple(), x),
@@ -352,7 +364,16 @@ def _keras_models(keras: Any) -> dict[str, Callable[[], tuple[Any, list[Array]]]
     }
 
 
-KERAS = ("bidirectional", "convolutional", "reset_before", "branches", "simple", "summed", "masked")
+KERAS = (
+    "bidirectional",
+    "convolutional",
+    "normalized",
+    "reset_before",
+    "branches",
+    "simple",
+    "summed",
+    "masked",
+)
 
 
 def export_keras(name: str, path: Path, *, generation: int) -> dict[str, Array]:

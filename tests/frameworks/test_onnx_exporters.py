@@ -21,7 +21,6 @@ from tests.frameworks.test_onnx_back import same_results
 Record = Callable[[str, object], None]
 
 REFUSED: dict[tuple[str, str], str] = {
-    ("tf2onnx", "convolutional"): "(BatchNormalization)",
     ("tf2onnx", "reset_before"): "(Loop)",
     ("tf2onnx", "simple"): "(Loop)",
     ("tf2onnx", "masked"): "(Loop)",
@@ -126,6 +125,35 @@ def test_layer_normalisation_of_every_opset(
     operations = [getattr(layer, "operation", None) for layer in lc.read(path).layers.values()]
     assert sum(isinstance(operation, LayerNormalization) for operation in operations) == 1
     converted("torch", f"normalized in opset {opset}", path, {"x": x.numpy()}, record_property)
+
+
+@pytest.mark.parametrize("change", ["another count", "another scale", "another shape", "another mean"])
+def test_what_only_resembles_a_fused_normalisation_is_none(change: str, tmp_path: Path) -> None:
+    import onnx
+
+    path = tmp_path / "model.onnx"
+    exporter_zoo.export_keras("convolutional", path, generation=2)
+    model = onnx.load(path)
+    made = {name: node for node in model.graph.node for name in node.output}
+    (batch,) = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
+    if change == "another count":
+        division = made[batch.input[4]]
+        count = onnx.numpy_helper.from_array(np.float32(4), "count")
+        model.graph.initializer.append(count)
+        division.input[1] = "count"
+    elif change == "another scale":
+        batch.input[1] = batch.input[3]
+    elif change == "another shape":
+        shape = made[batch.input[0]].input[1]
+        (tensor,) = [tensor for tensor in model.graph.initializer if tensor.name == shape]
+        tensor.CopyFrom(onnx.numpy_helper.from_array(np.array([1, -1, 1, 1]), shape))
+    else:
+        made[made[batch.input[3]].input[0]].input[0] = made[batch.input[0]].input[0]
+    onnx.save(model, path)
+    assert not any(
+        isinstance(getattr(layer, "operation", None), LayerNormalization)
+        for layer in lc.read(path).layers.values()
+    )
 
 
 @pytest.mark.parametrize("change", ["another axis", "another root", "another mean"])

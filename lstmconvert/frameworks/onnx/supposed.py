@@ -487,7 +487,7 @@ _SUPPOSED: Mapping[str, Sequence[Supposition]] = MappingProxyType(
         "MatMul": (_attention, _head_attention, _unit_dot),
         "Add": (_head_attention, _activation, _normalized, layer_normalization),
         "Mul": (_gelu, _activation, _normalized, layer_normalization),
-        "Reshape": (_normalized,),
+        "Reshape": (_normalized, layer_normalization),
         "Clip": (_activation,),
         "Neg": (_activation,),
         "Sub": (_activation,),
