@@ -222,12 +222,25 @@ def dequantized(values: Lazy, scale: Lazy, zero_point: Lazy | None) -> Lazy:
     return Lazy(values.shape, scale.dtype, load)
 
 
+def _mod(operator: Operator) -> Results:
+    """The remainder with the sign of the divisor, or with ``fmod`` of the dividend."""
+    function = np.fmod if operator.attributes.get("fmod", 0) else np.mod
+
+    def remainder(a: Array, b: Array) -> Array:
+        if np.asarray(a).dtype.kind in "iu" and np.any(b == 0):
+            raise ValueError("an integer is divided by zero")
+        return np.asarray(function(a, b))
+
+    return _elementwise(remainder)(operator)
+
+
 ARITHMETIC: Mapping[str, Fold] = MappingProxyType(
     {
         "Add": _elementwise(np.add),
         "Sub": _elementwise(np.subtract),
         "Mul": _elementwise(np.multiply),
         "Div": _elementwise(_divide),
+        "Mod": _mod,
         "Pow": _elementwise(np.power),
         "Max": _elementwise(_joined(np.maximum)),
         "Min": _elementwise(_joined(np.minimum)),
