@@ -160,6 +160,7 @@ def run(
             if proof:
                 back = registry.container_module(registry.container_of(held[0]).name).read(held[0])
                 found = prove(
+                    plan.whole,
                     plan.source,
                     plan.model,
                     held[0],

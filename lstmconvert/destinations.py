@@ -31,8 +31,10 @@ def models_by_file(model: Model, source: Path, target: Path | None, to: str | No
             f"{target} is a folder and does not say what to write", remedy="Name the target with --to."
         )
     module = registry.module_of(registry.mapping_of(framework))
-    if model.calls is None and getattr(module, "spells_out", None) and not _held(model, framework):
-        # Only a module can spell out what the framework's own layers cannot hold, and a module is wired.
+    projected = any(layer.projected_size is not None for layer in model.recurrent.values())
+    helps = getattr(module, "spells_out", None) or (projected and getattr(module, "FOLDS_PROJECTIONS", False))
+    if model.calls is None and helps and not _held(model, framework):
+        # What the framework's own layers cannot hold is spelled out, or followed by others: that is wired.
         model = stacks.side_by_side(model)
     needs_topology = getattr(module, "NEEDS_TOPOLOGY", False)
     suffix = registry.suffix_of(framework)

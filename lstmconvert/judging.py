@@ -26,6 +26,7 @@ _LARGE_TENSOR = 1 << 20
 
 
 def prove(
+    original: Model,
     source: Model,
     lowered: Model,
     written: Path,
@@ -39,7 +40,8 @@ def prove(
     """Compare a written file with the model that it came from.
 
     Args:
-        source: the model as it was read.
+        original: the model as it was read, which the whole is compared with.
+        source: the same with the layers that are compared one by one.
         lowered: what it was fitted to.
         written: the file.
         back: what it holds, read again.
@@ -56,8 +58,12 @@ def prove(
     compared = {name for layer in layers if layer.bit_equal for name in target.recurrent[layer.target].origin}
     problems += _lost_tensors(archive, back, compared)
     problems += _lost_neighbours(lowered, target)
-    same = {layer.name: layer.target for layer in layers if layer.not_run}
-    whole, skipped = _prove_whole(source, target, written, tolerance, full=full, same=same)
+    same = {
+        layer.name: layer.target
+        for layer in layers
+        if layer.not_run and original.layers.get(layer.name) is source.layers[layer.name]
+    }
+    whole, skipped = _prove_whole(original, target, written, tolerance, full=full, same=same)
     if target.metadata.get(DIRECTION_UNSAID):
         skipped += [
             f"the file does not say that layer {layer.name!r} runs backwards: the layer that loads it has to"

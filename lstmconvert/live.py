@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lstmconvert import lowering, registry
+from lstmconvert import lowering, projections, registry
 from lstmconvert.errors import Usage
 from lstmconvert.model import Model
 from lstmconvert.opening import read
@@ -53,11 +53,13 @@ def read_any(source: Any, example: Any = None) -> Model:
     )
 
 
-def _lowered(source: Any, example: Any, framework: str) -> Model:
+def _lowered(source: Any, example: Any, framework: str, *, states: bool = False) -> Model:
     model = read_any(source, example)
     mapping = registry.mapping_of(framework)
     module = registry.module_of(mapping)
     keep = getattr(module, "spells_out", None) if model.calls is not None else None
+    if getattr(module, "FOLDS_PROJECTIONS", False) and not states:
+        model, _ = projections.folded(model, mapping, keep)
     return lowering.lower(model, mapping, keep)[0]
 
 
@@ -91,4 +93,6 @@ def to_onnx(source: Any, example: Any = None, *, opset: int | None = None, state
     """
     from lstmconvert.frameworks import onnx_live
 
-    return onnx_live.to_live(_lowered(source, example, "onnx"), WriteOptions(opset=opset, states=states))
+    return onnx_live.to_live(
+        _lowered(source, example, "onnx", states=states), WriteOptions(opset=opset, states=states)
+    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lstmconvert import lowering, provenance, registry, simplify, stacks
+from lstmconvert import lowering, projections, provenance, registry, simplify, stacks
 from lstmconvert.containers import Archive
 from lstmconvert.errors import ConversionError
 from lstmconvert.lowering import Rewrite
@@ -26,8 +26,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """What is written of a source, fitted to its target, the archive to be written, and what goes with it."""
+    """What is written of a source, fitted to its target, the archive to be written, and what goes with it.
 
+    Attributes:
+        whole: the model as it was read, without what nothing needs.
+        source: the same, with projections folded where the target has none: its layers are the target's.
+        model: what it was fitted to.
+        archive, framework, container, rewrites, options: what is written, and how.
+        optimizer: the state of the source's optimizer, if it comes along.
+    """
+
+    whole: Model
     source: Model
     model: Model
     archive: Archive
@@ -47,18 +56,21 @@ def plan_of(model: Model, target: Path, to: str | None, options: WriteOptions) -
     framework_name, container = registry.target_of(target, to)
     framework = registry.mapping_of(framework_name)
     module = registry.module_of(framework)
-    source, unused = simplify.without_unused(model)
+    whole, unused = simplify.without_unused(model)
+    keep = getattr(module, "spells_out", None) if model.calls is not None else None
+    # Fed with a state from outside, a folded layer would take another one than the source's.
+    folds = getattr(module, "FOLDS_PROJECTIONS", False) and not options.states
+    source, unprojected = projections.folded(whole, framework, keep) if folds else (whole, ())
     model = source
     rewrites: tuple[Rewrite, ...] = tuple(
         Rewrite(name, "leave_out_unused", "left out: no output of the model depends on it", True)
         for name in unused
     )
-    rewrites = (*_read_with(source), *rewrites)
+    rewrites = (*_read_with(source), *rewrites, *unprojected)
     rewrites += _computed_wider(source)
     if options.dtype is not None:
         model, cast = lowering.cast(model, np.dtype(options.dtype))
         rewrites += cast
-    keep = getattr(module, "spells_out", None) if model.calls is not None else None
     lowered, steps = lowering.lower(model, framework, keep)
     if not framework.module:
         options = replace(options, mapping=framework.path)
@@ -66,7 +78,7 @@ def plan_of(model: Model, target: Path, to: str | None, options: WriteOptions) -
     archive: Archive = module.write(lowered, container, options)
     memory = {provenance.KEY: provenance.of_model(lowered).dumps()}
     archive = replace(archive, metadata={**archive.metadata, **memory})
-    return Plan(source, lowered, archive, framework, container, (*rewrites, *steps), options)
+    return Plan(whole, source, lowered, archive, framework, container, (*rewrites, *steps), options)
 
 
 def _read_with(model: Model) -> tuple[Rewrite, ...]:

@@ -319,6 +319,7 @@ def test_every_operation_is_tested() -> None:
         operations.Reverse,
         operations.Select,
         operations.MultiHeadAttention,
+        operations.ValidSteps,
     }
     assert set(_FUNCTIONS) <= tested
 
@@ -345,6 +346,20 @@ def test_embedding_and_masking_make_masks() -> None:
         assert_close(y, masking(x))
         np.testing.assert_array_equal(mask, masking.compute_mask(x))
         assert not mask.all() and mask.any()
+
+
+def test_lengths_are_a_mask() -> None:
+    import tensorflow as tf
+
+    lengths, x = np.array([0, 7, 1, 4], np.int32), np.zeros((4, 7, 2), np.float32)
+    ports = (Port("lengths", "lengths", (None,), "int32"), Port("x", "x", (None, None, 2)))
+    layer = OperationLayer("mask", operations.ValidSteps())
+    call = Call("mask", ("lengths", "x"), ("m",))
+    model = Model({"mask": layer}, (call,), ports, (Port("m", "m", (None, None), "bool"),))
+    mask = interpreter.run(model, lengths, x)
+    np.testing.assert_array_equal(mask, tf.sequence_mask(lengths, 7).numpy())
+    assert shapes.dtypes(model)["m"] == "bool"
+    assert shapes.infer(model)["m"] == (None, None)
 
 
 def _masked_model(

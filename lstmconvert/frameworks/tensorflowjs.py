@@ -25,6 +25,8 @@ from lstmconvert.tensors import Lazy
 NAME = "tensorflowjs"
 NEEDS_TOPOLOGY = True
 """The files are whole models: weights alone cannot be written."""
+FOLDS_PROJECTIONS = True
+"""A layer of its own can follow an LSTM whose projection was folded into it."""
 
 _RELEASE = "2.15.0-tf"
 """The Keras whose configurations TensorFlow.js takes."""

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from lstmconvert.options import ReadOptions, WriteOptions
 
 NAME = "keras"
+FOLDS_PROJECTIONS = True
+"""A layer of its own can follow an LSTM whose projection was folded into it."""
 
 _FORMS = ("whole_model", "legacy_weights", "weights_v3", "keras_archive")
 

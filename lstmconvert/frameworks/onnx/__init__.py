@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 NAME = "onnx"
 NEEDS_TOPOLOGY = True
 """An ONNX file is a graph: weights alone cannot be written."""
+FOLDS_PROJECTIONS = True
+"""A layer of its own can follow an LSTM whose projection was folded into it."""
 
 
 def reads(archive: Archive, container: str) -> bool:

@@ -35,6 +35,7 @@ def normalized(place: Place, name: str) -> tuple[Held, float] | None:
     x = None if there is None else place.held(there.input[0])
     if there is None or x is None or x.rank < 2 or said.get("training_mode", 0):
         return None
+    epsilon = said.get("epsilon", 1e-5)
     fits = (
         _integers(place, there.input[1]) == [1, -1, length(x.axes[-1]), 1]
         and _is_shape_of(place, back.input[1], there.input[0])
@@ -43,7 +44,7 @@ def normalized(place: Place, name: str) -> tuple[Held, float] | None:
         and _is_mean(place, mean, channels)
         and _is_variance(place, variance, channels)
     )
-    return (x, meant(float(said.get("epsilon", 1e-5)))) if fits else None
+    return (x, meant(epsilon)) if fits and isinstance(epsilon, float) else None
 
 
 def made_by(place: Place, name: str, operator: str) -> onnx.NodeProto | None:
@@ -59,8 +60,8 @@ def _integers(place: Place, name: str) -> list[int] | None:
 
 def _axes(place: Place, node: onnx.NodeProto) -> list[int] | None:
     said = attributes_of(node).get("axes")
-    if said is not None:
-        return list(said)
+    if isinstance(said, list | tuple):
+        return [int(n) for n in said]
     return _integers(place, node.input[1]) if len(node.input) > 1 else None
 
 
