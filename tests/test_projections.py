@@ -18,6 +18,7 @@ import lstmconvert as lc
 from lstmconvert import interpreter, projections, registry
 from lstmconvert.canonical import LstmEquations, MaskedOutput, Merge, Returns, SequenceBehaviour
 from lstmconvert.errors import NotRepresentable
+from lstmconvert.live import read_any
 from lstmconvert.model import OperationLayer
 from lstmconvert.operations import Dense
 from lstmconvert.tensors import Array
@@ -146,3 +147,35 @@ def test_the_dense_layer_takes_no_name_that_is_taken() -> None:
     without, _ = folded(replace(model, layers={**model.layers, "lstm_projection": taken}))
     assert without.layers["lstm_projection"] is taken
     assert len(without.layers) == 3
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ({"a": (24, 3), "b": (24, 4)}, "other tensors"),
+        ({"a": (24, 3), "b": (24, 4), "c": (4, 6), "d": (24, 3)}, "other tensors"),
+        ({"a": (24, 3), "b": (24, 4), "c": (5, 6)}, "do not make"),
+        ({"a": (24, 3), "b": (24, 4), "c": ()}, "axes|shape"),
+        ({"a": (24, 3), "b": (24, 4), "x": None}, "not constants"),
+    ],
+    ids=["too few", "too many", "another size", "no matrix", "an input"],
+)
+def test_a_damaged_node_is_refused(tensors: dict[str, Any], reason: str) -> None:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    floating = TensorProto.FLOAT
+    x = helper.make_tensor_value_info("x", floating, ["time", "batch", 3])
+    y = helper.make_tensor_value_info("y", floating, None)
+    arrays = {"h": (1, 1, 4), "k": (1, 1, 6), **tensors}
+    held = [
+        numpy_helper.from_array(np.ones(shape, np.float32), name)
+        for name, shape in arrays.items()
+        if shape is not None
+    ]
+    node = helper.make_node("LSTM", ["x", "h", "k", *tensors], ["y"], domain="lstmconvert.torch")
+    graph = helper.make_graph([node], "damaged", [x], [y], held)
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("lstmconvert.torch", 1)]
+    model = onnx.ModelProto(ir_version=8, graph=graph, opset_import=imports)
+    with pytest.raises(lc.ConversionError, match=reason):
+        read_any(model)

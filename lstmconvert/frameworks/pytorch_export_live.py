@@ -77,7 +77,7 @@ def read_traced(module: Any, example: Any) -> Model:
     twin = pytorch_leaves.with_plain_weights(module).eval()
     reference = copy.deepcopy(twin)
     pytorch_leaves.keep_whole(twin)
-    other = _other_sizes(twin, given)
+    other = _other_sizes(reference, given)
     names = _names(twin, len(given))
     reason = ""
     for which in _OPEN:

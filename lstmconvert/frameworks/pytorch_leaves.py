@@ -1,7 +1,8 @@
-"""Modules of torch that its exporter would take apart, kept whole: each becomes one node of a graph.
+"""Modules of torch that its exporter takes apart or refuses, kept whole: each becomes one node of a graph.
 
-torch's exporter spells attention out with the sizes of the example in it. Here ``nn.MultiheadAttention`` is
-traced as a node of the domain ``lstmconvert.torch``, which ``frameworks.onnx`` reads like any other.
+torch's exporter spells attention out with the sizes of the example in it, and refuses an LSTM with
+projections. Here ``nn.MultiheadAttention`` and each layer of such an LSTM are traced as nodes of the domain
+``lstmconvert.torch``, which ``frameworks.onnx`` reads like any other.
 
 Source: ``torch.nn.MultiheadAttention`` and ``torch.autograd.Function.symbolic`` of torch 2.13.
 """
@@ -44,7 +45,7 @@ def with_plain_weights(module: Any) -> Any:
 
 
 def keep_whole(module: Any) -> None:
-    """Make every attention module inside ``module``, which is changed, one node when it is traced.
+    """Keep every attention module and LSTM with projections whole inside ``module``, which is changed.
 
     Raises:
         UnsupportedSource: when one has options that no layer of attention has, or another module cannot be
@@ -54,11 +55,7 @@ def keep_whole(module: Any) -> None:
 
     for name, inner in module.named_modules():
         if getattr(inner, "proj_size", 0):
-            raise UnsupportedSource(
-                "torch cannot export an LSTM with projections",
-                place=f"module {name!r}",
-                remedy="Save its state_dict and convert that: its recurrent layers come out.",
-            )
+            inner.forward = _projected_lstm(inner, name)
         if type(inner) is torch.nn.MultiheadAttention:
             if inner.bias_k is not None or inner.bias_v is not None or inner.add_zero_attn:
                 raise UnsupportedSource(
@@ -67,6 +64,50 @@ def keep_whole(module: Any) -> None:
                     expected="MultiheadAttention without add_bias_kv and add_zero_attn",
                 )
             inner.forward = _attention(inner, name)
+
+
+def _projected_lstm(module: Any, name: str) -> Any:
+    """A forward() for one LSTM of which each layer is traced as one node."""
+    import torch
+
+    count = 2 if module.bidirectional else 1
+
+    class Node(torch.autograd.Function):  # type: ignore[misc]
+        @staticmethod
+        def forward(_context: Any, x: Any, hidden: Any, cells: Any, *weights: Any) -> Any:
+            y, *states = torch.lstm(
+                x, (hidden, cells), weights, module.bias, 1, 0.0, False, module.bidirectional, False
+            )
+            return y.unflatten(-1, (count, -1)).transpose(1, 2), *states
+
+        @staticmethod
+        def symbolic(graph: Any, *tensors: Any) -> Any:
+            made: tuple[Any, ...] = graph.op(f"{DOMAIN}::LSTM", *tensors, outputs=3)
+            for result, axes in zip(made, (4, 3, 3), strict=True):
+                result.setType(tensors[0].type().with_sizes([None] * axes))
+            return made
+
+    def forward(x: Any, hx: Any = None) -> Any:
+        if not isinstance(x, torch.Tensor) or x.dim() != 3:
+            raise UnsupportedSource(
+                "an LSTM with projections takes padded sequences of a batch here", place=f"module {name!r}"
+            )
+        x = x.transpose(0, 1) if module.batch_first else x
+        states = []
+        for number in range(module.num_layers):
+            rows = slice(number * count, (number + 1) * count)
+            if hx is None:
+                start = [x.new_zeros(count, x.shape[1], n) for n in (module.proj_size, module.hidden_size)]
+            else:
+                start = [state[rows] for state in hx]
+            weights = [tensor for direction in module.all_weights[rows] for tensor in direction]
+            y, *finals = Node.apply(x, *start, *weights)
+            x = y.transpose(1, 2).flatten(2)
+            states.append(finals)
+        hidden, cells = (torch.cat(kind) for kind in zip(*states, strict=True))
+        return x.transpose(0, 1) if module.batch_first else x, (hidden, cells)
+
+    return forward
 
 
 def _attention(module: Any, name: str) -> Any:

@@ -21,10 +21,13 @@ from tests.frameworks.torch_zoo import ZOO
 
 Array = np.ndarray[Any, Any]
 REFUSED = {
-    torch_zoo.Projection: "projections",
     torch_zoo.Unrolled: "a recurrent cell is spelled out",
 }
-NOT_IN = {(torch_zoo.TrainedStates, "keras"): "trained initial state"}
+NOT_IN = {
+    (torch_zoo.TrainedStates, "keras"): "trained initial state",
+    (torch_zoo.ProjectionStreaming, "keras"): "no projection",
+    (torch_zoo.ProjectionStreaming, "onnx"): "no projection",
+}
 
 
 def made(kind: type[nn.Module]) -> nn.Module:
@@ -41,12 +44,14 @@ def others(kind: type[nn.Module], example: Sequence[Tensor]) -> tuple[Tensor, ..
     """Inputs of another batch and another length, wherever that is free."""
     if kind is torch_zoo.CRNN:
         return tuple(torch.randn(5, *x.shape[1:]) for x in example)
-    if kind in (torch_zoo.TimeMajor, torch_zoo.CausalAttention):
+    if kind in (torch_zoo.TimeMajor, torch_zoo.CausalAttention, torch_zoo.ProjectionStack):
         return (torch.randn(4, 3, 3),)
     if kind in (torch_zoo.Unrolled, torch_zoo.Autoencoder):
         return (torch.randn(3, 7, 3),)  # the number of steps is in the module
     if kind is torch_zoo.VoiceActivity:
         return torch.randn(3, 3, 12), torch.randn(1, 3, 6), torch.randn(1, 3, 6)
+    if kind is torch_zoo.ProjectionStreaming:
+        return torch.randn(2, 9, 3), torch.randn(1, 2, 4), torch.randn(1, 2, 6)
     if kind is torch_zoo.Packed:
         return torch.randn(4, 9, 3), torch.tensor([2, 9, 1, 5])
     if kind is torch_zoo.PackedStack:

@@ -166,6 +166,31 @@ class Projection(nn.Module):
         return self.head(self.rnn(x)[0])
 
 
+class ProjectionStack(nn.Module):
+    """Two layers of both directions with projections, their last states and cell states used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(3, 6, num_layers=2, proj_size=4, bidirectional=True, bias=False)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        y, (h, c) = self.rnn(x)
+        return self.head(y), h[-1], c[-2]
+
+
+class ProjectionStreaming(nn.Module):
+    """An LSTM with projection, its states in and out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(3, 6, proj_size=4, batch_first=True)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> Any:
+        y, (h, c) = self.rnn(x, (h, c))
+        return y, h, c
+
+
 class Streaming(nn.Module):
     """States in and out, for streaming."""
 
@@ -507,6 +532,8 @@ ZOO: dict[type[nn.Module], Callable[[], tuple[Tensor, ...]]] = {
     Autoencoder: lambda: (_steps(2, 7, 3),),
     Gated: lambda: (_steps(2, 7, 3),),
     Dilated: lambda: (_steps(2, 7, 3),),
+    ProjectionStack: lambda: (_steps(7, 3, 3),),
+    ProjectionStreaming: lambda: (_steps(3, 7, 3), _steps(1, 3, 4), _steps(1, 3, 6)),
     Packed: lambda: (_steps(3, 7, 3), torch.tensor([7, 4, 2])),
     PackedStack: lambda: (_steps(7, 3, 3), torch.tensor([7, 4, 2]), _steps(2, 3, 5)),
     PackedTagger: lambda: (torch.randint(0, 11, (4, 7)), torch.tensor([3, 7, 1, 5])),

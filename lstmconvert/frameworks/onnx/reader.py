@@ -23,7 +23,7 @@ from lstmconvert.canonical import (
     Weights,
 )
 from lstmconvert.errors import BadFile, UnsupportedSource
-from lstmconvert.frameworks.onnx import cells
+from lstmconvert.frameworks.onnx import cells, projected
 from lstmconvert.frameworks.onnx.arithmetic import dequantized
 from lstmconvert.frameworks.onnx.constants import Graphs, Scope, node_name
 from lstmconvert.frameworks.onnx.equations import equations
@@ -70,6 +70,11 @@ def read(archive: Archive, options: ReadOptions) -> Model:
     inputs = Scope()
     topology.state_inputs(inputs)
     for node, scope in graphs.walk(inputs):
+        if projected.is_projected(node):
+            name = unique(node_name(node), seen)
+            view, layers[name] = projected.read(node, scope, name)
+            topology.recurrent(view, layers[name], scope)
+            continue
         if recurrent_layout(node) is None:
             topology.neighbour(node, scope, graphs)
             written_out.setdefault(scope.path, (scope, []))[1].append(node)

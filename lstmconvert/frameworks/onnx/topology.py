@@ -525,7 +525,7 @@ class Topology:
     def _recurrent_outputs(self, node: Recurrent, use: RecurrentUse, batch: Axis, time: Axis) -> list[Held]:
         """Y, Y_h and Y_c as arrangements of values."""
         layer = use.layer
-        width = Atom(layer.hidden_size)
+        width = Atom(layer.recurrent_size)
         directions = Atom(len(layer.directions))
         many = (directions,) if use.both else ()
         # A state of a masked node is the initial one where no step is valid; what the runtime gives is not.
@@ -544,13 +544,14 @@ class Topology:
         )
         parts = ((directions, apart),) if many else ()
         held = [Held(use.output("y"), (batch, time, (*many, width)), axes, dtype, parts)]
-        for kind in use.state_kinds:
-            axes = placed(batch, many, (width,))
-            ends = [Held.plain(use.output(f"{kind}{raw}"), (batch, (width,)), dtype)]
+        cells = width if layer.projected_size is None else Atom(layer.hidden_size)
+        for kind, size in zip(use.state_kinds, (width, cells), strict=False):
+            axes = placed(batch, many, (size,))
+            ends = [Held.plain(use.output(f"{kind}{raw}"), (batch, (size,)), dtype)]
             if many:
-                ends.append(Held.plain(use.output(f"{kind}_reverse{raw}"), (batch, (width,)), dtype))
+                ends.append(Held.plain(use.output(f"{kind}_reverse{raw}"), (batch, (size,)), dtype))
                 both = use.output(f"{kind}_both{raw}")
-                held.append(Held(both, (batch, (*many, width)), axes, dtype, ((directions, tuple(ends)),)))
+                held.append(Held(both, (batch, (*many, size)), axes, dtype, ((directions, tuple(ends)),)))
             else:
                 held.append(ends[0].arranged(axes))
         self._values.update(h.value for h in held)
