@@ -13,6 +13,7 @@ onnxscript, and fails for some modules that trace.
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 import io
 import re
@@ -27,9 +28,10 @@ from typing import Any
 import numpy as np
 
 from lstmconvert import interpreter
-from lstmconvert.canonical import RecurrentLayer
+from lstmconvert.canonical import RecurrentLayer, Returns
 from lstmconvert.errors import UnsupportedSource, VerificationFailed
 from lstmconvert.frameworks import onnx_live, pytorch_leaves
+from lstmconvert.gates import Cell
 from lstmconvert.model import Layer, Model, OperationLayer
 from lstmconvert.operations import ValidSteps
 from lstmconvert.tensors import Array
@@ -79,17 +81,26 @@ def read_traced(module: Any, example: Any) -> Model:
     pytorch_leaves.keep_whole(twin)
     other = _other_sizes(reference, given)
     names = _names(twin, len(given))
-    reason = ""
+    reason, failed = "", None
     for which in _OPEN:
+        if failed is not None and 0 not in (which or ()):
+            break  # what holds for one batch only is not what the module computes
         opened = _cut(given, other, which)
         model = onnx_live.read_live(_exported(twin, given, opened, names))
         reason = reason or str(model.metadata.get("topology", ""))
-        if model.calls is not None:
-            model = _renamed(model, [name for name, _ in module.named_modules() if name])
+        if model.calls is None:
+            continue
+        model = _renamed(_shared(model), [name for name, _ in module.named_modules() if name])
+        try:
             uncut = [_check(reference, model, inputs) for inputs in (given, opened)]
-            if any(uncut):
-                warnings.warn(_UNCUT.format(type(module).__qualname__), stacklevel=2)
-            return replace(model, framework="pytorch")
+        except VerificationFailed as error:
+            failed = failed or error  # its number of steps may be that of the example
+            continue
+        if any(uncut):
+            warnings.warn(_UNCUT.format(type(module).__qualname__), stacklevel=2)
+        return replace(model, framework="pytorch")
+    if failed is not None:
+        raise failed
     raise UnsupportedSource(
         "the wiring of this module is not understood",
         place=type(module).__qualname__,
@@ -201,6 +212,44 @@ def _other_sizes(module: Any, given: Sequence[Any]) -> tuple[Any, ...]:
     return held
 
 
+def _shared(model: Model) -> Model:
+    """One layer for the uses of one cell, which a trace gives weights of its own at every step."""
+    first: dict[object, RecurrentLayer] = {}
+    same: dict[str, RecurrentLayer] = {}
+    for layer in model.recurrent.values():
+        path = re.sub(r"_\d+(?=/|$)", "", layer.name)
+        if layer.sequence.returns is Returns.LAST and len(layer.directions) == 1:
+            same[layer.name] = first.setdefault((path, _identity(layer)), layer)
+    used = Counter(layer.name for layer in same.values())
+    calls = []
+    layers = dict(model.layers)
+    for call in model.calls or ():
+        if call.layer not in same or used[same[call.layer].name] == 1:
+            calls.append(call)
+            continue
+        layer = same[call.layer]
+        if call.layer != layer.name:
+            del layers[call.layer]
+        layers[layer.name] = replace(layer, sequence=replace(layer.sequence, return_state=True))
+        states = ("h", "c") if layer.cell is Cell.LSTM else ("h",)
+        outputs = call.outputs if len(call.outputs) > 1 else (
+            *call.outputs, *(f"{call.outputs[0]}.{kind}" for kind in states)
+        )  # fmt: skip
+        calls.append(replace(call, layer=layer.name, outputs=outputs))
+    return replace(model, layers=layers, calls=tuple(calls))
+
+
+def _identity(layer: RecurrentLayer) -> object:
+    """What two layers have in common that compute the same, whatever states they give on."""
+    (direction,) = layer.directions
+    digest = hashlib.blake2b()
+    for key, block in direction.weights.items():
+        digest.update(f"{key} {block.dtype} {block.shape}".encode())
+        digest.update(np.ascontiguousarray(block.read()).tobytes())
+    sequence = replace(layer.sequence, return_state=False)
+    return direction.direction, repr(direction.equations), repr(sequence), digest.digest()
+
+
 def _renamed(model: Model, modules: Sequence[str]) -> Model:
     """Layers named like the modules that they come from: ``/encoder/lstm/LSTM_1`` is ``encoder.lstm_1``."""
     known = {name.replace(".", "/"): name for name in modules}
@@ -216,8 +265,12 @@ def _renamed(model: Model, modules: Sequence[str]) -> Model:
         own = isinstance(held, RecurrentLayer) or bool(held.weights)
         last = re.sub(r"\W", "_", path[-1].lower())
         plain = owner if owner and own else f"{owner}_{last}" if owner else last
-        names[layer] = plain if not taken[plain] else f"{plain}_{taken[plain]}"
-        taken[plain] += 1
+        candidate = plain
+        while candidate in taken:
+            candidate = f"{plain}_{taken[plain]}"
+            taken[plain] += 1
+        taken[candidate] = 1
+        names[layer] = candidate
 
     def named(layer: Layer) -> Layer:
         return replace(layer, name=names[layer.name])

@@ -56,6 +56,8 @@ def keep_whole(module: Any) -> None:
     for name, inner in module.named_modules():
         if getattr(inner, "proj_size", 0):
             inner.forward = _projected_lstm(inner, name)
+        if type(inner) in (torch.nn.LSTMCell, torch.nn.GRUCell, torch.nn.RNNCell):
+            inner.forward = _cell(inner)
         if type(inner) is torch.nn.MultiheadAttention:
             if inner.bias_k is not None or inner.bias_v is not None or inner.add_zero_attn:
                 raise UnsupportedSource(
@@ -106,6 +108,36 @@ def _projected_lstm(module: Any, name: str) -> Any:
             states.append(finals)
         hidden, cells = (torch.cat(kind) for kind in zip(*states, strict=True))
         return x.transpose(0, 1) if module.batch_first else x, (hidden, cells)
+
+    return forward
+
+
+def _cell(module: Any) -> Any:
+    """A forward() for one cell that is traced as a layer on sequences of one step."""
+    import torch
+
+    run: Any = {
+        "LSTMCell": torch.lstm,
+        "GRUCell": torch.gru,
+        "RNNCell": torch.rnn_relu if getattr(module, "nonlinearity", "") == "relu" else torch.rnn_tanh,
+    }[type(module).__name__]
+    several = type(module) is torch.nn.LSTMCell
+
+    def forward(x: Any, hx: Any = None) -> Any:
+        single = x.dim() == 1
+        x = x.unsqueeze(0) if single else x
+        if hx is None:
+            zeros = x.new_zeros(x.shape[0], module.hidden_size)
+            hx = (zeros, zeros) if several else zeros
+        elif single:
+            hx = tuple(state.unsqueeze(0) for state in hx) if several else hx.unsqueeze(0)
+        start = tuple(state.unsqueeze(0) for state in hx) if several else hx.unsqueeze(0)
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if module.bias else 2]
+        weights = [getattr(module, name) for name in names]
+        _, *final = run(x.unsqueeze(0), start, weights, module.bias, 1, 0.0, False, False, False)
+        states = tuple(state.squeeze(0) for state in final)
+        states = tuple(state.squeeze(0) for state in states) if single else states
+        return states if several else states[0]
 
     return forward
 

@@ -20,9 +20,6 @@ from tests.frameworks import torch_zoo
 from tests.frameworks.torch_zoo import ZOO
 
 Array = np.ndarray[Any, Any]
-REFUSED = {
-    torch_zoo.Unrolled: "a recurrent cell is spelled out",
-}
 NOT_IN = {
     (torch_zoo.TrainedStates, "keras"): "trained initial state",
     (torch_zoo.ProjectionStreaming, "keras"): "no projection",
@@ -46,7 +43,7 @@ def others(kind: type[nn.Module], example: Sequence[Tensor]) -> tuple[Tensor, ..
         return tuple(torch.randn(5, *x.shape[1:]) for x in example)
     if kind in (torch_zoo.TimeMajor, torch_zoo.CausalAttention, torch_zoo.ProjectionStack):
         return (torch.randn(4, 3, 3),)
-    if kind in (torch_zoo.Unrolled, torch_zoo.Autoencoder):
+    if kind in (torch_zoo.Unrolled, torch_zoo.Looped, torch_zoo.Autoencoder):
         return (torch.randn(3, 7, 3),)  # the number of steps is in the module
     if kind is torch_zoo.VoiceActivity:
         return torch.randn(3, 3, 12), torch.randn(1, 3, 6), torch.randn(1, 3, 6)
@@ -93,8 +90,8 @@ def test_a_module_is_converted_whole(
     example = ZOO[kind]()
     convert = {"onnx": lc.to_onnx, "keras": lc.to_keras, "torch": lc.to_torch}[framework]
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    if kind in REFUSED or (kind, framework) in NOT_IN:
-        with pytest.raises(lc.ConversionError, match=REFUSED.get(kind) or NOT_IN[kind, framework]):
+    if (kind, framework) in NOT_IN:
+        with pytest.raises(lc.ConversionError, match=NOT_IN[kind, framework]):
             convert(module, example)
         record_property(COUNTED, f"torch module to {framework}: refused")
         return
@@ -119,6 +116,16 @@ def test_layers_are_named_like_the_modules() -> None:
     assert list(model.recurrent) == ["rnns.0", "rnns.1"]
     assert {"inp", "norms.0", "norms.1", "head"} <= set(model.layers)
     assert [port.name for port in model.inputs] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers"), [(torch_zoo.Unrolled, 1), (torch_zoo.Looped, 1), (torch_zoo.Feedback, 3)]
+)
+def test_a_cell_is_one_layer_however_often_it_is_used(kind: type[nn.Module], layers: int) -> None:
+    model = read_any(made(kind), ZOO[kind]())
+    assert len(model.recurrent) == layers
+    uses = [call for call in model.calls or () if call.layer in model.recurrent]
+    assert len(uses) == {torch_zoo.Feedback: 11}.get(kind, 7)
 
 
 class ByTheData(nn.Module):

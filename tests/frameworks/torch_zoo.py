@@ -377,6 +377,46 @@ class Unrolled(nn.Module):
         return self.head(h)
 
 
+class Looped(nn.Module):
+    """A cell over every step of its input, all of its outputs together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(3, 6)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        h = x.new_zeros(x.shape[0], 6)
+        outputs = []
+        for step in range(x.shape[1]):
+            h = self.cell(x[:, step], h)
+            outputs.append(self.head(h))
+        return torch.stack(outputs, 1)
+
+
+class Feedback(nn.Module):
+    """A decoder that takes what it gave, two cells deep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.LSTM(3, 6, batch_first=True)
+        self.first = nn.LSTMCell(3, 6)
+        self.second = nn.RNNCell(6, 4, nonlinearity="relu")
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        _, (h, c) = self.encoder(x)
+        h, c, below = h[0], c[0], None
+        y = x[:, -1]
+        outputs = []
+        for _ in range(5):
+            h, c = self.first(y, (h, c))
+            below = self.second(h, below)
+            y = self.head(below)
+            outputs.append(y)
+        return torch.stack(outputs, 1)
+
+
 class SeveralHeads(nn.Module):
     """A stack of both directions, pooled in two ways, and two heads."""
 
@@ -524,6 +564,8 @@ ZOO: dict[type[nn.Module], Callable[[], tuple[Tensor, ...]]] = {
     Seq2Seq: lambda: (_tokens(2, 7), _tokens(2, 5)),
     ConvolutionalTagger: lambda: (_tokens(2, 7),),
     Unrolled: lambda: (_steps(2, 7, 3),),
+    Looped: lambda: (_steps(3, 7, 3),),
+    Feedback: lambda: (_steps(3, 7, 3),),
     SeveralHeads: lambda: (_steps(2, 7, 3),),
     Forecast: lambda: (_steps(2, 7, 3),),
     VoiceActivity: lambda: (_steps(2, 3, 8), _steps(1, 2, 6), _steps(1, 2, 6)),

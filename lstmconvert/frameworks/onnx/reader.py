@@ -305,6 +305,8 @@ def _state_rows(node: Recurrent, key: str, weights: Weights) -> list[Lazy] | Non
     place = f"node {node.name!r}, {key}"
     array = base.read()
     if isinstance(known, Spread):
+        if not any(array.tobytes()):
+            return None
         try:  # broadcast along the batch, of which nothing is known; it has to be the same for all of it
             shape = (1, count, size) if node.batch_first else (count, 1, size)
             array = np.broadcast_to(array, shape)
