@@ -44,7 +44,18 @@ ROOMS: tuple[frozenset[str], ...] = (
     frozenset({"model", "mapping", "provenance"}),
     frozenset({"layout", "stacks", "shapes", "interpreter", "atomic"}),
     frozenset({"containers"}),
-    frozenset({"registry", "dialect", "bias_split", "lowering", "simplify", "exposed", "single_stack"}),
+    frozenset(
+        {
+            "registry",
+            "dialect",
+            "bias_split",
+            "lowering",
+            "simplify",
+            "exposed",
+            "single_stack",
+            "projections",
+        }
+    ),
     frozenset({"frameworks"}),
     frozenset({"optimizers"}),
     frozenset({"proof", "capabilities", "pairs", "movement", "sketch"}),

@@ -61,7 +61,7 @@ def weights_tensorflowjs(path: Path) -> list[Array]:
 
 def refused(case: Case, source: str) -> bool:
     """What TensorFlow.js cannot load."""
-    if case.option in ("projection", "peephole", "clip", "hard_sigmoid"):
+    if case.option in ("peephole", "clip", "hard_sigmoid"):
         return True
     if case.option == "reverse" and source != "keras":
         return True  # only Keras has the output in the order of the visits, as TensorFlow.js has
