@@ -47,6 +47,7 @@ _UNCUT = (
     "{} cuts its results at the longest of the given lengths; the converted model gives all the steps of its "
     "input. Give total_length=x.shape[1] to pad_packed_sequence and both are the same."
 )
+_FIXED = "{} takes inputs of other sizes as well; the converted model is for these only (None is free): {}"
 
 
 def read_traced(module: Any, example: Any) -> Model:
@@ -65,7 +66,8 @@ def read_traced(module: Any, example: Any) -> Model:
             on the data.
 
     Warns:
-        UserWarning: when the module gives steps up to the longest sequence only, and the model all of them.
+        UserWarning: when the module gives steps up to the longest sequence only, and the model all of them;
+            when the model holds for some of the sizes only that the module takes.
     """
     import torch
 
@@ -96,6 +98,9 @@ def read_traced(module: Any, example: Any) -> Model:
         except VerificationFailed as error:
             failed = failed or error  # its number of steps may be that of the example
             continue
+        if any(one.shape != two.shape for one, two in zip(opened, other, strict=True)):
+            shapes = ", ".join(f"{port.name} {port.shape}" for port in model.inputs)
+            warnings.warn(_FIXED.format(type(module).__qualname__, shapes), stacklevel=2)
         if any(uncut):
             warnings.warn(_UNCUT.format(type(module).__qualname__), stacklevel=2)
         return replace(model, framework="pytorch")

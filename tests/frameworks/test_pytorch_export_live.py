@@ -20,6 +20,11 @@ from tests.frameworks import torch_zoo
 from tests.frameworks.torch_zoo import ZOO
 
 Array = np.ndarray[Any, Any]
+WARNS = {
+    torch_zoo.Packed: "longest",
+    torch_zoo.Looped: r"x \(None, 7, 3\)",
+    torch_zoo.CRNN: r"x \(None, 1, 8, 9\)",
+}
 NOT_IN = {
     (torch_zoo.TrainedStates, "keras"): "trained initial state",
     (torch_zoo.ProjectionStreaming, "keras"): "no projection",
@@ -95,8 +100,8 @@ def test_a_module_is_converted_whole(
             convert(module, example)
         record_property(COUNTED, f"torch module to {framework}: refused")
         return
-    cut = kind is torch_zoo.Packed
-    with pytest.warns(UserWarning, match="longest") if cut else nullcontext():
+    warning = WARNS.get(kind)
+    with nullcontext() if warning is None else pytest.warns(UserWarning, match=warning):
         live = convert(module, example if len(example) > 1 else example[0])
     for inputs in (example, others(kind, example)):
         with torch.no_grad():
@@ -122,7 +127,8 @@ def test_layers_are_named_like_the_modules() -> None:
     ("kind", "layers"), [(torch_zoo.Unrolled, 1), (torch_zoo.Looped, 1), (torch_zoo.Feedback, 3)]
 )
 def test_a_cell_is_one_layer_however_often_it_is_used(kind: type[nn.Module], layers: int) -> None:
-    model = read_any(made(kind), ZOO[kind]())
+    with pytest.warns(UserWarning) if kind in WARNS else nullcontext():
+        model = read_any(made(kind), ZOO[kind]())
     assert len(model.recurrent) == layers
     uses = [call for call in model.calls or () if call.layer in model.recurrent]
     assert len(uses) == {torch_zoo.Feedback: 11}.get(kind, 7)
