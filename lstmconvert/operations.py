@@ -37,6 +37,8 @@ class Pool(StrEnum):
 
     MAX = "max"
     AVERAGE = "average"
+    SUM = "sum"
+    """Over all places only: no framework has a layer that sums within windows."""
 
 
 class Combination(StrEnum):

@@ -209,13 +209,15 @@ def _pooling(operation: ops.Pooling, _: Weights, inputs: Sequence[Array]) -> Arr
     return windows.pool(inputs[0], operation.kind, operation.size, operation.strides, operation.padding)
 
 
+_POOLS: Mapping[Pool, Callable[..., Array]] = {Pool.MAX: np.max, Pool.AVERAGE: np.mean, Pool.SUM: np.sum}
+
+
 def _global_pooling(operation: ops.GlobalPooling, _: Weights, inputs: Sequence[Array]) -> Array:
     (x,) = inputs
     if x.ndim != operation.rank + 2:
         raise ValueError(f"pooling over {operation.rank} axes takes inputs of {operation.rank + 2} axes")
     axes = tuple(range(1, operation.rank + 1))
-    function = np.max if operation.kind is Pool.MAX else np.mean
-    result: Array = function(x, axis=axes, keepdims=operation.keep_axes)
+    result: Array = _POOLS[operation.kind](x, axis=axes, keepdims=operation.keep_axes)
     return result
 
 

@@ -417,6 +417,19 @@ class Feedback(nn.Module):
         return torch.stack(outputs, 1)
 
 
+class Summed(nn.Module):
+    """Sums over time, with and without the axis, and over places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(3, 6, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        y, _ = self.rnn(x)
+        return self.head(y.sum(1)), y + y.sum(1, keepdim=True)
+
+
 class SeveralHeads(nn.Module):
     """A stack of both directions, pooled in two ways, and two heads."""
 
@@ -564,6 +577,7 @@ ZOO: dict[type[nn.Module], Callable[[], tuple[Tensor, ...]]] = {
     Seq2Seq: lambda: (_tokens(2, 7), _tokens(2, 5)),
     ConvolutionalTagger: lambda: (_tokens(2, 7),),
     Unrolled: lambda: (_steps(2, 7, 3),),
+    Summed: lambda: (_steps(3, 7, 3),),
     Looped: lambda: (_steps(3, 7, 3),),
     Feedback: lambda: (_steps(3, 7, 3),),
     SeveralHeads: lambda: (_steps(2, 7, 3),),

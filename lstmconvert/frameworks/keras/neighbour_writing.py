@@ -253,6 +253,10 @@ def _pooling(operation: ops.Pooling, layer: OperationLayer, output: Shape) -> La
 @_writes(ops.GlobalPooling)
 def _global_pooling(operation: ops.GlobalPooling, layer: OperationLayer, output: Shape) -> LayerToWrite:
     del layer, output
+    if operation.kind is ops.Pool.SUM:
+        axes = list(range(1, operation.rank + 1))
+        config = {"axis": axes[0] if len(axes) == 1 else axes, "keepdims": operation.keep_axes}
+        return LayerToWrite("Sum", config, (), OPERATORS)
     kind = {ops.Pool.MAX: "Max", ops.Pool.AVERAGE: "Average"}[operation.kind]
     return _layer(f"Global{kind}Pooling{operation.rank}D", keepdims=operation.keep_axes)
 

@@ -25,7 +25,9 @@ _ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
 )
 
 KNOWN = ", ".join(
-    sorted({*ARITHMETIC, *_ACTIVATIONS, "Concatenate", "Flip", "GetItem", "Softmax", "Take", "Transpose"})
+    sorted(
+        {*ARITHMETIC, *_ACTIVATIONS, "Concatenate", "Flip", "GetItem", "Softmax", "Sum", "Take", "Transpose"}
+    )
 )
 """For messages; some of them only with some arguments."""
 
@@ -73,6 +75,9 @@ def _of_one(class_name: str, config: Mapping[str, Any]) -> Operation | None:
         return operations.Activate(Activation("softmax"), axis)
     if class_name == "Flip" and isinstance(axis, int):
         return operations.Reverse(axis)
+    if class_name == "Sum" and axis in (1, [1, 2]):
+        rank = 1 if axis == 1 else 2
+        return operations.GlobalPooling(operations.Pool.SUM, rank, bool(config.get("keepdims", False)))
     axes = config.get("axes")
     if class_name == "Transpose" and isinstance(axes, (list, tuple)):
         return operations.Transpose(tuple(int(n) for n in axes))

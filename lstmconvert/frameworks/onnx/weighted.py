@@ -77,9 +77,15 @@ def _global_pool(kind: Pool) -> Callable[[Node], list[Held]]:
     return reader
 
 
+_MERGES = {Pool.AVERAGE: Merge.AVERAGE, Pool.SUM: Merge.SUM}
+"""A reduction over the two directions of a recurrent layer is its merge mode."""
+
+
 def _reduce(kind: Pool) -> Callable[[Node], list[Held]]:
     def reader(node: Node) -> list[Held]:
-        merged = _merge(node, Merge.AVERAGE) if kind is Pool.AVERAGE else None
+        merged = _merge(node, _MERGES[kind]) if kind in _MERGES else None
+        if merged is None and kind is Pool.SUM:
+            merged = _weighted_sum(node)
         if merged is not None:
             return [merged]
         x = node.held(0)
@@ -92,18 +98,11 @@ def _reduce(kind: Pool) -> Callable[[Node], list[Held]]:
     return reader
 
 
-def _reduced_directions(merge: Merge) -> Callable[[Node], list[Held]]:
-    """A reduction over the two directions of a recurrent layer is its merge mode."""
-
-    def reader(node: Node) -> list[Held]:
-        merged = _merge(node, merge)
-        if merged is None and merge is Merge.SUM:
-            merged = _weighted_sum(node)
-        if merged is None:
-            raise NotUnderstood("it reduces something else than the directions of a recurrent layer")
-        return [merged]
-
-    return reader
+def _reduced_product(node: Node) -> list[Held]:
+    merged = _merge(node, Merge.MULTIPLY)
+    if merged is None:
+        raise NotUnderstood("it reduces something else than the directions of a recurrent layer")
+    return [merged]
 
 
 def _weighted_sum(node: Node) -> Held | None:
@@ -124,7 +123,7 @@ def _merge(node: Node, merge: Merge) -> Held | None:
 
 
 def _pooled_over(node: Node, kind: Pool, x: Held, places: list[int], *, keep: bool) -> Held:
-    """Largest or mean value over the axes between batch and features."""
+    """Largest or mean value, or the sum, over the axes between batch and features."""
     dropped = [x.axes[n] for n in places if length(x.axes[n]) != 1]
     kept = [axis for n, axis in enumerate(x.axes) if n not in places and length(axis) != 1]
     result = [() if n in places else axis for n, axis in enumerate(x.axes) if keep or n not in places]
@@ -182,8 +181,8 @@ WEIGHTED: Mapping[str, Reader] = MappingProxyType(
         "GlobalAveragePool": _global_pool(Pool.AVERAGE),
         "ReduceMean": _reduce(Pool.AVERAGE),
         "ReduceMax": _reduce(Pool.MAX),
-        "ReduceSum": _reduced_directions(Merge.SUM),
-        "ReduceProd": _reduced_directions(Merge.MULTIPLY),
+        "ReduceSum": _reduce(Pool.SUM),
+        "ReduceProd": _reduced_product,
         "BatchNormalization": _batch_normalization,
         "LayerNormalization": _layer_normalization,
     }

@@ -139,14 +139,14 @@ def pooling(use: Use, operation: Pooling) -> Value:
 
 
 def global_pooling(use: Use, operation: GlobalPooling) -> Value:
-    """ReduceMax or ReduceMean; with a mask the mean of the valid steps."""
+    """ReduceMax, ReduceMean or ReduceSum; with a mask the mean of the valid steps."""
     (x,) = use.floats()
     graph, axes = use.graph, range(1, x.rank - 1)
     keep = operation.keep_axes
     if operation.kind is Pool.AVERAGE and use.mask is not None:
         return _masked_mean(use, x, use.mask, keep=keep)
     physical = sorted(x.axis(axis) for axis in axes)
-    operator = "ReduceMax" if operation.kind is Pool.MAX else "ReduceMean"
+    operator = {Pool.MAX: "ReduceMax", Pool.AVERAGE: "ReduceMean", Pool.SUM: "ReduceSum"}[operation.kind]
     name = graph.reduce(operator, x.name, physical, keep_axes=keep)
     if keep:
         return replace(x, name=name, shape=(x.shape[0], *[1] * len(axes), x.shape[-1]))

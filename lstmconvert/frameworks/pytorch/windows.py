@@ -157,7 +157,7 @@ def pooling(use: Use, operation: Pooling, shape: Shape) -> Value:
 
 
 def global_pooling(use: Use, operation: GlobalPooling, shape: Shape) -> Value:
-    """The largest or the mean of all places; with a mask the mean of the valid steps."""
+    """The largest, the mean or the sum of all places; with a mask the mean of the valid steps."""
     (x,) = use.floats()
     keep = {"keepdim": "True"} if operation.keep_axes else {}
     if use.mask is not None:
@@ -169,6 +169,6 @@ def global_pooling(use: Use, operation: GlobalPooling, shape: Shape) -> Value:
         return use.value(f"{total} / {call(f'{valid}.sum', dim='1', **keep)}", shape)
     places = sorted(x.axis(axis) for axis in range(1, operation.rank + 1))
     dim = str(places[0]) if len(places) == 1 else _tuple(places)
-    function = "amax" if operation.kind is Pool.MAX else "mean"
+    function = {Pool.MAX: "amax", Pool.AVERAGE: "mean", Pool.SUM: "sum"}[operation.kind]
     code = call(f"{x.operand}.{function}", dim=dim, **keep)
     return Value(code, shape, use.dtype, x.channels_first and operation.keep_axes)

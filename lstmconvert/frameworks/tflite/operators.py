@@ -226,6 +226,8 @@ def _pooling(graph: Graph, layer: OperationLayer, operation: Any, given: Sequenc
     (x, *more) = given
     if operation.rank != 1 or more or len(x.shape) != 3:
         raise _refused("only a pooling over all steps is written to a .tflite file", layer)
+    if operation.kind is Pool.SUM:
+        raise _refused("a sum over all steps is not written to a .tflite file", layer)
     kind = "MEAN" if operation.kind is Pool.AVERAGE else "REDUCE_MAX"
     shape = (x.shape[0], 1, x.shape[2]) if operation.keep_axes else (x.shape[0], x.shape[2])
     told = {"keep_dims": operation.keep_axes}
