@@ -7,17 +7,16 @@ written a second time.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-
-import numpy as np
 
 from lstmconvert import axes
 from lstmconvert.canonical import BlockKey, Weights
 from lstmconvert.errors import BadFile
 from lstmconvert.gates import GATED_PARTS, PART_AXES, Cell, Direction, Gate, Part
 from lstmconvert.mapping import BIAS_PAIR, EACH, Layout, TensorRule, operation_class
-from lstmconvert.tensors import Array, Lazy, copy_into, same_bits
+from lstmconvert.packing import Piece, assembled
+from lstmconvert.tensors import Array, Lazy, same_bits
 from lstmconvert.values import dataclass
 
 _PAIR = (Part.BIAS_INPUT, Part.BIAS_RECURRENT)
@@ -284,7 +283,7 @@ def _block(tensor: Lazy, place: Place, sizes: Mapping[str, int]) -> Lazy:
     def cut(array: Array) -> Array:
         return axes.view(array, place.rule.axes, sizes, place.at, place.order)
 
-    return tensor.map(cut, tuple(sizes[axis] for axis in place.order))
+    return tensor.view(cut, tuple(sizes[axis] for axis in place.order))
 
 
 def read_weights(
@@ -346,20 +345,12 @@ def _tensor(held: list[Place], directions: Mapping[Direction, Weights]) -> Lazy:
 
     shape = axes.shape(held[0].rule.axes, sizes_of(held[0]))
 
-    def load() -> Array:
-        array: Array = np.zeros(shape, first.dtype)
-        source = None
-        for place in held:
-            block = directions[place.direction].get(place.key)
-            if block is not None:
-                # The last array stays referenced until the next is there: gates that share a
-                # tensor are then read from the file once.
-                source = block.read()
-                copy_into(axes.view(array, place.rule.axes, sizes_of(place), place.at, place.order), source)
-        del source
-        return array
+    def view(place: Place) -> Callable[[Array], Array]:
+        return lambda array: axes.view(array, place.rule.axes, sizes_of(place), place.at, place.order)
 
-    return Lazy(shape, first.dtype, load)
+    blocks = ((place, directions[place.direction].get(place.key)) for place in held)
+    pieces = [Piece(block, view(place)) for place, block in blocks if block is not None]
+    return assembled(shape, first.dtype, pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,7 +450,7 @@ def unpack_operation(
 
 
 def _moved(tensor: Lazy, rule: TensorRule, sizes: Mapping[str, int], order: tuple[str, ...]) -> Lazy:
-    return tensor.map(lambda a: axes.view(a, rule.axes, sizes, {}, order), tuple(sizes[n] for n in order))
+    return tensor.view(lambda a: axes.view(a, rule.axes, sizes, {}, order), tuple(sizes[n] for n in order))
 
 
 def pack_operation(layout: Layout, parts: Mapping[str, Lazy]) -> dict[str, Lazy]:
@@ -485,14 +476,8 @@ def pack_operation(layout: Layout, parts: Mapping[str, Lazy]) -> dict[str, Lazy]
 
 
 def _packed(block: Lazy, rule: TensorRule, sizes: Mapping[str, int], order: tuple[str, ...]) -> Lazy:
-    shape = axes.shape(rule.axes, sizes)
-
-    def load() -> Array:
-        array: Array = np.empty(shape, block.dtype)
-        copy_into(axes.view(array, rule.axes, sizes, {}, order), block.read())
-        return array
-
-    return Lazy(shape, block.dtype, load)
+    piece = Piece(block, lambda array: axes.view(array, rule.axes, sizes, {}, order))
+    return assembled(axes.shape(rule.axes, sizes), block.dtype, [piece])
 
 
 def operation_axes(operation: str) -> Mapping[str, tuple[str, ...]]:

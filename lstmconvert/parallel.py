@@ -6,16 +6,18 @@ NumPy, files and digests let go of the interpreter while they work, so plain thr
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import pairwise
-from typing import TypeVar, cast
+from typing import Generic, TypeVar
+
+from lstmconvert.values import dataclass
 
 LARGE = 1 << 22
 """Bytes from which on work is worth a thread of its own."""
 _MOST = 4
 
 Result = TypeVar("Result")
-Other = TypeVar("Other")
 
 
 def shared(work: Callable[[int, int], Result], length: int, step: int = 1) -> list[Result]:
@@ -68,20 +70,106 @@ def shared(work: Callable[[int, int], Result], length: int, step: int = 1) -> li
     return [found[number] for number in range(parts)]
 
 
-def both(first: Callable[[], Result], second: Callable[[], Other]) -> tuple[Result, Other]:
-    """What two functions give that run at the same time.
+def ahead(make: Callable[[int], Result], count: int) -> Iterator[Result]:
+    """What ``make(n)`` gives for each ``n`` below ``count``, in order.
+
+    While the caller is busy with one, the other cores make the next few; where none is ready, the caller's
+    thread makes it. All threads have ended when the iteration has, or is closed.
+
+    Args:
+        make: called with each number once, on several threads at once.
+        count: how many there are.
 
     Raises:
-        What one of them raises, when both have ended.
+        What ``make`` raises, in the place of what it should have given.
     """
-    found: dict[int, Result | Other] = {}
+    helpers = min(_cores(), count) - 1
+    if helpers < 1:
+        yield from map(make, range(count))
+        return
+    from threading import Thread
 
-    def work(start: int, stop: int) -> None:
-        for number in range(start, stop):
-            found[number] = (first, second)[number]()
+    queue = _Queue(make, count, 2 * helpers)
+    threads = [Thread(target=queue.help) for _ in range(helpers)]
+    try:
+        for thread in threads:
+            with suppress(RuntimeError):  # as many threads as the system allows are running
+                thread.start()
+        for number in range(count):
+            yield queue.take(number)
+    finally:
+        queue.stop()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
 
-    shared(work, 2)
-    return cast("Result", found[0]), cast("Other", found[1])
+
+class _Queue(Generic[Result]):
+    """The numbers that are to be made, in order, and what was made of them before its turn."""
+
+    def __init__(self, make: Callable[[int], Result], count: int, most_ahead: int) -> None:
+        from threading import Condition
+
+        self._make = make
+        self._count = count
+        self._most_ahead = most_ahead
+        self._next = 0
+        self._taken = 0
+        self._made: dict[int, Result | _Failure] = {}
+        self._changed = Condition()
+
+    def help(self) -> None:
+        """Make what comes next until there is nothing left."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._may_go_on)
+                if self._next >= self._count:
+                    return
+                number = self._next
+                self._next += 1
+            made: Result | _Failure
+            try:
+                made = self._make(number)
+            except BaseException as error:
+                made = _Failure(error)
+            with self._changed:
+                self._made[number] = made
+                self._changed.notify_all()
+            del made  # or it would stay until the next is there
+
+    def _may_go_on(self) -> bool:
+        return self._next >= self._count or self._next <= self._taken + self._most_ahead
+
+    def take(self, number: int) -> Result:
+        """What was made of a number, or is made of it now."""
+        with self._changed:
+            self._taken = number
+            self._changed.notify_all()
+            is_left = self._next == number
+            if is_left:
+                self._next += 1
+            else:
+                self._changed.wait_for(lambda: number in self._made)
+                made = self._made.pop(number)
+        if is_left:
+            return self._make(number)
+        if isinstance(made, _Failure):
+            raise made.error
+        return made
+
+    def stop(self) -> None:
+        """Have nothing more made."""
+        with self._changed:
+            self._count = 0
+            self._made.clear()
+            self._changed.notify_all()
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """What was raised where a result should be."""
+
+    error: BaseException
 
 
 def _cores() -> int:

@@ -18,8 +18,9 @@ from lstmconvert.canonical import Equations, RecurrentDirection, RecurrentLayer,
 from lstmconvert.gates import Cell
 from lstmconvert.lowering import Rewrite
 from lstmconvert.movement import Movement
+from lstmconvert.pieces import same
 from lstmconvert.sampling import Sampler
-from lstmconvert.tensors import Array, same_bits
+from lstmconvert.tensors import Array
 from lstmconvert.values import dataclass
 
 SLACK = 8.0
@@ -273,24 +274,27 @@ def _differing(source: RecurrentLayer, target: RecurrentLayer) -> list[tuple[str
     for a, b in zip(source.directions, target.directions, strict=True):
         prefix = f"{a.direction} " if len(source.directions) == 2 else ""
         part = None
-        x: Array | None = None
-        y: Array | None = None
+        held: list[Array] = []
         for key in {**a.weights, **b.weights}:
             one, two = a.weights.get(key), b.weights.get(key)
             if key[0] is not part:
                 # What is held saves reading a tensor again for its next gate, and is in the way after that.
-                part, x, y = key[0], None, None
+                part = key[0]
+                held.clear()
+            name = f"{prefix}{key[0]} {key[1] or ''}".strip()
             if one is not None and two is not None:
-                x, y = one.read(), two.read()
-                if same_bits(x, y):
-                    continue
+                if not same(one, two, held):
+                    found.append(_difference(name, one.read(), two.read()))
             else:
-                held: Any = one if one is not None else two
-                x, y = held.read(), np.zeros(held.shape, held.dtype)
-                if not np.any(x):
-                    continue
-            found.append((f"{prefix}{key[0]} {key[1] or ''}".strip(), gap([x], [y]), ulps(x, y)))
+                alone: Any = one if one is not None else two
+                values = alone.read()
+                if np.any(values):
+                    found.append(_difference(name, values, np.zeros(values.shape, values.dtype)))
     return found
+
+
+def _difference(name: str, x: Array, y: Array) -> tuple[str, float, int | None]:
+    return name, gap([x], [y]), ulps(x, y)
 
 
 def ulps(a: Array, b: Array) -> int | None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import field, fields, replace
-from threading import Thread
+from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lstmconvert.activations import Activation
 from lstmconvert.canonical import (
@@ -28,11 +28,10 @@ from lstmconvert.canonical import (
 from lstmconvert.gates import Cell, Gate
 from lstmconvert.model import Model
 from lstmconvert.pairing import spelled
-from lstmconvert.tensors import Array, Lazy, little_endian
+from lstmconvert.parallel import ahead
+from lstmconvert.pieces import cuts, opened, ranged
+from lstmconvert.tensors import Array, Lazy, Ranges, little_endian, row_major
 from lstmconvert.values import dataclass
-
-if TYPE_CHECKING:
-    import hashlib
 
 KEY = "lstmconvert"
 """The metadata key under which every container keeps the text."""
@@ -106,7 +105,7 @@ def of_model(model: Model) -> Provenance:
 class Seal:
     """The digest of tensors and of the equations that run on them, taken while the tensors are written.
 
-    A large tensor is digested beside what is done with it and with the next; it stays in memory until then.
+    A tensor's digest is that of the digests of its ``pieces``, which are worked out where these are made.
 
     Attributes:
         tensors: the same tensors; reading one puts it under the seal.
@@ -117,33 +116,43 @@ class Seal:
 
         self._new = sha256
         self._open = replace(provenance, proof="0" * 64, sealed=tuple(sorted(tensors)))
-        self._digests: dict[int, hashlib._Hash] = {}
-        self._running: Thread | None = None
+        self._digests: dict[int, dict[tuple[int, int], bytes]] = {}
         self._sealed = tensors
         watched = {id(tensor): self._watched(tensor) for tensor in tensors.values()}
         self.tensors = MappingProxyType({name: watched[id(tensor)] for name, tensor in tensors.items()})
 
     def _watched(self, tensor: Lazy) -> Lazy:
+        digests = self._digests.setdefault(id(tensor), {})
+
         def load() -> Array:
-            if tensor.nbytes > _TWO_AT_ONCE:
-                self._finish()
             array = tensor.read()
-            self._finish()
-            digest = self._digests[id(tensor)] = self._new()
-            data = little_endian(array).data
-            if array.nbytes < _LARGE:
-                digest.update(data)
-            else:
-                self._running = Thread(target=digest.update, args=(data,))
-                self._running.start()
+            self._add(digests, tensor, partial(ranged, row_major(array)))
             return array
 
-        return Lazy(tensor.shape, tensor.dtype, load)
+        def ranges() -> Ranges | None:
+            give = tensor.ranges()
+            if give is None:
+                return None
+            ends = set(cuts(tensor))
 
-    def _finish(self) -> None:
-        if self._running is not None:
-            self._running.join()
-            self._running = None
+            def sealed(start: int, stop: int) -> Array:
+                elements = give(start, stop)
+                if (start, stop) in ends:
+                    digests[start, stop] = self._digest(elements)
+                return elements
+
+            return sealed
+
+        return Lazy(tensor.shape, tensor.dtype, load, ranges)
+
+    def _add(self, digests: dict[tuple[int, int], bytes], tensor: Lazy, give: Ranges) -> None:
+        """Digest the pieces that were not digested yet."""
+        missing = [ends for ends in cuts(tensor) if ends not in digests]
+        found = ahead(lambda n: self._digest(give(*missing[n])), len(missing))
+        digests.update(zip(missing, found, strict=True))
+
+    def _digest(self, elements: Array) -> bytes:
+        return self._new(little_endian(elements).data).digest()
 
     @property
     def open(self) -> Provenance:
@@ -151,24 +160,19 @@ class Seal:
         return self._open
 
     def closed(self) -> Provenance:
-        """The provenance with its seal; tensors that nobody has read are read now."""
+        """The provenance with its seal; what nobody has read of the tensors is read now."""
         digest = self._new()
         for record in self._open.layers:
             digest.update(
                 json.dumps([equations_to_json(e) for e in record.equations], sort_keys=True).encode()
             )
         for name, tensor in sorted(self._sealed.items()):
-            if id(tensor) not in self._digests:
-                self.tensors[name].read()
-            self._finish()
+            digests, ends = self._digests[id(tensor)], cuts(tensor)
+            if any(each not in digests for each in ends):
+                self._add(digests, tensor, opened(tensor))
             digest.update(f"{name}|{tensor.dtype}|{tensor.shape}".encode())
-            digest.update(self._digests[id(tensor)].digest())
+            digest.update(self._new(b"".join(digests[each] for each in ends)).digest())
         return replace(self._open, proof=digest.hexdigest())
-
-
-_LARGE = 1 << 20
-_TWO_AT_ONCE = 1 << 26
-"""Bytes of a tensor from which on the one before it must be gone before it is read."""
 
 
 def loads(text: object) -> Provenance | None:

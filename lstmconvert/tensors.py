@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from lstmconvert.parallel import LARGE, shared
+from lstmconvert.values import dataclass
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,6 +21,13 @@ else:
     Array = np.ndarray
 
 _Result = TypeVar("_Result")
+
+
+Ranges = Callable[[int, int], Array]
+"""Gives the elements of an array from a first up to a last, row-major and without axes; on any thread."""
+
+Slices = Callable[[int, int], Array]
+"""Gives the part of an array from a first up to a last position on one of its axes; on any thread."""
 
 
 class Lazy:
@@ -32,14 +40,22 @@ class Lazy:
         shape: its shape.
         dtype: its dtype (bfloat16 and float8 are those of ml_dtypes).
         load: gives the array; called again after the last one was let go.
+        ranges: for an array of which a part can be had without the rest; see ``ranges``.
     """
 
-    __slots__ = ("_load", "_memory", "_place", "dtype", "shape")
+    __slots__ = ("_load", "_memory", "_place", "_ranges", "dtype", "shape")
 
-    def __init__(self, shape: tuple[int, ...], dtype: Any, load: Callable[[], Array]) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: Any,
+        load: Callable[[], Array],
+        ranges: Callable[[], Ranges | None] | None = None,
+    ) -> None:
         self.shape = tuple(int(n) for n in shape)
         self.dtype = np.dtype(dtype)
         self._load = load
+        self._ranges = ranges
         # The owner of the memory that was read last, and where in it this array lies: views that
         # are taken from an array keep its owner alive, not the array itself.
         self._memory: weakref.ref[Array] | None = None
@@ -50,7 +66,7 @@ class Lazy:
         """Wrap an array that is in memory already; it is made read-only for whoever asks."""
         view = array.view()
         view.flags.writeable = False
-        return cls(view.shape, view.dtype, lambda: view)
+        return Lazy(view.shape, view.dtype, lambda: view)
 
     @property
     def size(self) -> int:
@@ -84,15 +100,134 @@ class Lazy:
             array.flags.writeable = False
         return array
 
+    def ranges(self) -> Ranges | None:
+        """What gives any range of the elements; ``None`` where the array only comes as a whole.
+
+        What it needs whole of other arrays is read at once, and held as long as it is.
+        """
+        return None if self._ranges is None else self._ranges()
+
+    def slices(self, axis: int) -> Slices | None:
+        """What gives the part between two positions on an axis; ``None`` where that takes most of the rest.
+
+        It holds what ``ranges`` holds.
+        """
+        inner = math.prod(self.shape[axis + 1 :])
+        if inner * self.shape[axis] != self.size:
+            return None  # it lies in several pieces
+        give = self.ranges()
+        if give is None:
+            return None
+        before, behind = self.shape[:axis], self.shape[axis + 1 :]
+        return lambda start, stop: give(inner * start, inner * stop).reshape(*before, stop - start, *behind)
+
     def map(self, function: Callable[[Array], Array], shape: tuple[int, ...], dtype: Any = None) -> Lazy:
         """What ``function`` makes of this array, as lazily as this one; state the new shape."""
         return Lazy(shape, self.dtype if dtype is None else dtype, lambda: function(self.read()))
+
+    def view(self, function: Callable[[Array], Array], shape: tuple[int, ...]) -> Lazy:
+        """As ``map``, for a function that moves nothing: what it returns is a view of what it is given."""
+        return _View(self, function, shape)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return np.array(self.read(), dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
         return f"Lazy({self.dtype}, {self.shape})"
+
+
+class _View(Lazy):
+    """A view of another array, which knows where in it its elements lie."""
+
+    __slots__ = ("_function", "_whole")
+
+    def __init__(self, whole: Lazy, function: Callable[[Array], Array], shape: tuple[int, ...]) -> None:
+        super().__init__(shape, whole.dtype, lambda: function(whole.read()))
+        self._whole = whole
+        self._function = function
+
+    def view(self, function: Callable[[Array], Array], shape: tuple[int, ...]) -> Lazy:
+        inner = self._function
+        return _View(self._whole, lambda array: function(inner(array)), shape)
+
+    def ranges(self) -> Ranges | None:
+        lies = Lies.of(self._function, self._whole.shape, self._whole.dtype)
+        give = self._whole.ranges() if lies.is_one_piece else None
+        if give is None:
+            return None
+        return lambda start, stop: give(lies.first + start, lies.first + stop)
+
+    def slices(self, axis: int) -> Slices | None:
+        lies = Lies.of(self._function, self._whole.shape, self._whole.dtype)
+        step, reach = lies.steps[axis], lies.without(axis).reach
+        count = self.size // max(1, self.shape[axis])
+        if not count or min(lies.steps) < 0 or max(step, reach) > _WASTE * count:
+            return None
+        give = self._whole.ranges()
+        if give is None:
+            return None
+        strides = [n * self.dtype.itemsize for n in lies.steps]
+
+        def part(start: int, stop: int) -> Array:
+            shape = (*self.shape[:axis], stop - start, *self.shape[axis + 1 :])
+            if stop == start:
+                return np.empty(shape, self.dtype)
+            first = lies.first + step * start
+            elements = give(first, first + step * (stop - start - 1) + reach)
+            found: Array = np.ndarray(shape, self.dtype, elements.data, 0, strides)
+            return found
+
+        return part
+
+
+_WASTE = 2
+"""How many times as many elements as it has a part may be read for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lies:
+    """Where the elements of a view lie in the array that it was taken of, both counted in elements.
+
+    Attributes:
+        first: the place of its first element.
+        shape: its shape.
+        steps: from one element to the next, for each axis.
+    """
+
+    first: int
+    shape: tuple[int, ...]
+    steps: tuple[int, ...]
+
+    @classmethod
+    def of(cls, function: Callable[[Array], Array], shape: tuple[int, ...], dtype: Any) -> Lies:
+        """Of the view that ``function`` takes of row-major arrays of this shape."""
+        memory: Array = np.empty(shape, dtype)  # set aside and never touched, so it costs nothing
+        view = function(memory)
+        offset: int = view.__array_interface__["data"][0] - memory.__array_interface__["data"][0]
+        width = memory.itemsize
+        return Lies(offset // width, view.shape, tuple(stride // width for stride in view.strides))
+
+    @property
+    def reach(self) -> int:
+        """From the first element up to the last, where no step goes back."""
+        return 1 + sum(step * (n - 1) for step, n in zip(self.steps, self.shape, strict=True))
+
+    @property
+    def is_one_piece(self) -> bool:
+        """Whether the elements follow each other without a gap, in the view's own order."""
+        expected = math.prod(self.shape)
+        if not expected:
+            return True
+        for step, length in zip(self.steps, self.shape, strict=True):
+            expected //= length
+            if length > 1 and step != expected:
+                return False
+        return True
+
+    def without(self, axis: int) -> Lies:
+        """Of what is at the first position of an axis."""
+        shape = (*self.shape[:axis], *self.shape[axis + 1 :])
+        return Lies(self.first, shape, (*self.steps[:axis], *self.steps[axis + 1 :]))
 
 
 Tensors = Mapping[str, Lazy]
@@ -134,7 +269,7 @@ def copy_into(target: Array, source: Array) -> None:
 def _by_rows(work: Callable[[int, int], _Result], array: Array) -> list[_Result]:
     """What is worked out for the rows of an array: all at once, or on all cores where it is large."""
     rows = array.shape[0]
-    return [work(0, rows)] if array.nbytes < LARGE else shared(work, rows, _SHORT)
+    return [work(0, rows)] if array.nbytes < LARGE else shared(work, rows, _LONG)
 
 
 def _equal(piece: Array, tile: Array) -> bool:
@@ -146,7 +281,7 @@ def _equal(piece: Array, tile: Array) -> bool:
     return bool(np.array_equal(piece, tile))
 
 
-_SHORT, _LONG = 64, 512
+_SHORT, _LONG = 64, 128
 _PIECE = 1 << 20
 
 
@@ -157,7 +292,7 @@ def _pieces(a: Array, b: Array) -> Iterator[tuple[Array, Array]]:
     two apart fall on the same lines of the cache, and would push each other out before they are used up.
     """
     if a.ndim == 2 and min(a.shape) > _SHORT and _rows(a) != _rows(b):
-        height, width = (_SHORT, _LONG) if _rows(a) else (_LONG, _SHORT)
+        height, width = (_LONG, _SHORT) if _rows(a) else (_SHORT, _LONG)
         for row in range(0, a.shape[0], height):
             for column in range(0, a.shape[1], width):
                 tile = slice(row, row + height), slice(column, column + width)
@@ -180,12 +315,18 @@ def shortest_decimal(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def little_endian(array: Array) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The bytes of an array, row-major and little-endian; not copied where they lie so already."""
+def row_major(array: Array) -> Array:
+    """The elements of an array in one row; not copied where they lie so already."""
     if not array.flags.c_contiguous:
-        ordered = np.empty(array.shape, array.dtype)
+        ordered: Array = np.empty(array.shape, array.dtype)
         copy_into(ordered, array)
         array = ordered
-    if array.dtype.byteorder == ">" or (array.dtype.byteorder == "=" and sys.byteorder == "big"):
-        array = array.byteswap()
-    return array.reshape(-1).view(np.uint8)
+    return array.reshape(-1)
+
+
+def little_endian(array: Array) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The bytes of an array, row-major and little-endian; not copied where they lie so already."""
+    elements = row_major(array)
+    if elements.dtype.byteorder == ">" or (elements.dtype.byteorder == "=" and sys.byteorder == "big"):
+        elements = elements.byteswap()
+    return elements.view(np.uint8)

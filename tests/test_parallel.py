@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from threading import Thread, current_thread
+from threading import enumerate as enumerate_threads
 
 import pytest
 from hypothesis import given
@@ -49,9 +51,56 @@ def test_without_threads_the_work_is_done_all_the_same(monkeypatch: pytest.Monke
     assert parallel.shared(lambda start, _stop: start, 40) == [0, 10, 20, 30]
 
 
-@pytest.mark.parametrize("cores", [1, 2])
-def test_two_functions_run_at_the_same_time(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "_cores", lambda: cores)
-    threads = parallel.both(current_thread, lambda: (current_thread(), "second"))
-    assert threads[1][1] == "second"
-    assert (threads[0] is threads[1][0]) == (cores == 1)
+@given(count=st.integers(0, 200), cores=st.integers(1, 4))
+def test_what_is_made_ahead_comes_once_and_in_order(count: int, cores: int) -> None:
+    made: list[int] = []
+
+    def make(number: int) -> int | None:
+        made.append(number)
+        return None if number % 5 == 0 else number
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "_cores", lambda: cores)
+        assert list(parallel.ahead(make, count)) == [None if n % 5 == 0 else n for n in range(count)]
+    assert sorted(made) == list(range(count))
+
+
+def test_others_make_the_next_ones_meanwhile_but_not_many() -> None:
+    made: list[int] = []
+    before = set(enumerate_threads())
+
+    def make(number: int) -> int:
+        made.append(number)
+        return number
+
+    results = parallel.ahead(make, 1000)
+    assert next(results) == 0
+    deadline = time.monotonic() + 10
+    while len(made) < 6 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert 6 <= len(made) <= 10
+    results.close()
+    assert set(enumerate_threads()) <= before
+
+
+def test_an_error_comes_in_its_place_and_ends_everything() -> None:
+    def make(number: int) -> int:
+        if number >= 3:
+            raise ValueError(number)
+        return number
+
+    found = []
+    before = set(enumerate_threads())
+    with pytest.raises(ValueError, match=r"^3$"):
+        for number in parallel.ahead(make, 100):
+            found.append(number)
+    assert found == [0, 1, 2]
+    assert set(enumerate_threads()) <= before
+
+
+def test_without_threads_the_caller_makes_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_self: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Thread, "start", refused)
+    assert list(parallel.ahead(lambda n: n * n, 10)) == [n * n for n in range(10)]

@@ -15,7 +15,7 @@ import numpy as np
 
 from lstmconvert.errors import BadFile
 from lstmconvert.parallel import LARGE, shared
-from lstmconvert.tensors import Array, Lazy
+from lstmconvert.tensors import Array, Lazy, Ranges
 from lstmconvert.values import dataclass
 
 
@@ -116,7 +116,16 @@ def lazy(
             )
         return shaped(raw, shape, stored, strides)
 
-    return Lazy(shape, stored.newbyteorder("="), load)
+    plain = strides is None and checksum is None and stored.isnative
+
+    def ranges() -> Ranges | None:
+        return part if plain else None
+
+    def part(start: int, stop: int) -> Array:
+        width = stored.itemsize
+        return _read(path, offset + start * width, (stop - start) * width, place).view(stored)
+
+    return Lazy(shape, stored.newbyteorder("="), load, ranges)
 
 
 def extent(shape: tuple[int, ...], strides: tuple[int, ...] | None) -> int:

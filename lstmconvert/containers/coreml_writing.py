@@ -16,7 +16,8 @@ import numpy as np
 
 from lstmconvert.containers import Archive
 from lstmconvert.containers.coreml_messages import Pieces, encoded
-from lstmconvert.tensors import Array, Lazy, little_endian
+from lstmconvert.pieces import pieces
+from lstmconvert.tensors import Array, Lazy
 
 INPUT, OUTPUT = "x", "y"
 _NETWORK_VERSION, _PROGRAM_VERSION = 1, 6
@@ -115,15 +116,15 @@ def write_package(path: Path, archive: Archive, texts: Mapping[str, str]) -> Non
     (path / "Manifest.json").write_text(_manifest(), encoding="utf-8")
 
 
-def _put(file: BinaryIO, pieces: Pieces) -> None:
+def _put(file: BinaryIO, content: Pieces) -> None:
     held: Array | None = None
-    for piece in pieces:
+    for piece in content:
         if isinstance(piece, bytes):
             file.write(piece)
         else:
             # The last one stays until the next is there: gates that lie in one tensor are read once.
             held = piece.read()
-            file.write(little_endian(held).data)
+            file.writelines(pieces(Lazy.of(held)))
     del held
 
 
@@ -174,7 +175,7 @@ def _blobs(file: BinaryIO, tensors: Mapping[str, Lazy]) -> dict[str, int]:
     for name, tensor in tensors.items():
         places[name] = file.tell()
         file.write(_BLOB.pack(_SENTINEL, _SINGLE, tensor.nbytes, places[name] + _ALIGNED))
-        file.write(little_endian(tensor.read()).data)
+        file.writelines(pieces(tensor))
         file.write(bytes(-tensor.nbytes % _ALIGNED))
     return places
 

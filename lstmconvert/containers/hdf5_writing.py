@@ -19,7 +19,8 @@ from lstmconvert.containers import Archive
 from lstmconvert.containers.hdf5 import MODEL_WEIGHTS, NOTE, TOP_LEVEL
 from lstmconvert.containers.hdf5_objects import is_utf8
 from lstmconvert.errors import NotRepresentable
-from lstmconvert.tensors import Lazy, little_endian
+from lstmconvert.pieces import pieces
+from lstmconvert.tensors import Lazy
 
 if TYPE_CHECKING:
     import h5py
@@ -63,10 +64,15 @@ def write(archive: Archive, sink: Callable[[memoryview], object], *, file_name: 
     for place, key in sorted((place, key) for key, place in places.items() if place is not None):
         layout.copy(position, place, sink)
         tensor = archive.tensors[key]
-        sink(little_endian(tensor.read()).data)
+        _pour(tensor, sink)
         position = place + tensor.nbytes
     layout.copy(position, layout.length, sink)
     return layout
+
+
+def _pour(tensor: Lazy, sink: Callable[[memoryview], object]) -> None:
+    for piece in pieces(tensor):
+        sink(piece)
 
 
 class Sparse(io.RawIOBase):

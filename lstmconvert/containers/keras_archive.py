@@ -31,7 +31,6 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -40,8 +39,7 @@ from lstmconvert.containers import Archive, byte_ranges, hdf5, zip_reader
 from lstmconvert.containers.hdf5_bytes import FileBytes, HeldBytes, Source
 from lstmconvert.containers.zip_reader import Member
 from lstmconvert.errors import BadFile, ConversionError, NotRepresentable, UnsupportedSource
-from lstmconvert.parallel import both
-from lstmconvert.tensors import Array
+from lstmconvert.pieces import pieces
 
 if TYPE_CHECKING:
     import zipfile
@@ -62,7 +60,6 @@ _DATE_TEXT = "1980-01-01@00:00:00"
 _LARGEST_TEXT = 256 * 2**20
 # Compressed weights are unpacked into memory.
 _LARGEST_UNPACKED = 2**31
-_PIECE = 2**21
 
 
 def probe(path: Path) -> bool:
@@ -182,16 +179,11 @@ def _source(member: Member) -> Source:
 
 
 def _checksum(member: Member) -> int:
-    """The CRC-32 of a stored member; the next piece of it is read while one is looked at."""
-
-    def piece(offset: int) -> Array:
-        first = min(offset, member.size)
-        size = min(_PIECE, member.size - first)
-        return byte_ranges.lazy(member.path, member.offset + first, (size,), "u1", place=member.name).read()
-
-    checksum, held = 0, piece(0)
-    for offset in range(0, member.size, _PIECE):
-        checksum, held = both(partial(zlib.crc32, held.data, checksum), partial(piece, offset + _PIECE))
+    """The CRC-32 of a stored member; the next pieces of it are read while one is looked at."""
+    content = byte_ranges.lazy(member.path, member.offset, (member.size,), "u1", place=member.name)
+    checksum = 0
+    for piece in pieces(content):
+        checksum = zlib.crc32(piece, checksum)
     return checksum
 
 

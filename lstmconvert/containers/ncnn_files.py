@@ -20,7 +20,8 @@ import numpy as np
 
 from lstmconvert.containers import Archive, byte_ranges
 from lstmconvert.errors import BadFile, NotRepresentable
-from lstmconvert.tensors import Array, Lazy, little_endian
+from lstmconvert.pieces import pieces
+from lstmconvert.tensors import Array, Lazy
 
 NAME = "ncnn_files"
 SUFFIXES = (".param",)
@@ -262,7 +263,7 @@ def write(path: Path, archive: Archive) -> None:
                     f"weights of {tensor.dtype} are not written", place=name, remedy="Choose --dtype float32."
                 )
             file.write(bytes(4))
-            file.write(little_endian(tensor.read()).data)
+            file.writelines(pieces(tensor))
     blobs = {blob for layer in graph for blob in layer["outputs"]}
     lines = [_MAGIC.decode(), f"{len(graph)} {len(blobs)}"]
     for layer in graph:

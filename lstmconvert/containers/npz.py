@@ -20,7 +20,8 @@ import numpy as np
 
 from lstmconvert.containers import Archive, byte_ranges, npy, zip_reader
 from lstmconvert.errors import BadFile, NotRepresentable, UnsupportedSource
-from lstmconvert.tensors import Lazy, little_endian
+from lstmconvert.pieces import pieces
+from lstmconvert.tensors import Lazy
 
 NAME = "npz"
 SUFFIXES = (".npz", ".npy")
@@ -103,7 +104,7 @@ def write(path: Path, archive: Archive) -> None:
         (tensor,) = archive.tensors.values()
         with path.open("xb") as file:
             file.write(npy.written_header(tensor))
-            file.write(little_endian(tensor.read()).data)
+            file.writelines(pieces(tensor))
         return
     with ZipWriter(path, alignment=64) as target:
         for name, tensor in archive.tensors.items():

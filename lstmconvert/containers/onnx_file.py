@@ -29,7 +29,8 @@ import numpy as np
 from lstmconvert.containers import Archive, onnx_wire
 from lstmconvert.containers.onnx_tensors import DATA_FIELDS, MARKER, TensorReader, drop_data, element_dtype
 from lstmconvert.errors import BadFile
-from lstmconvert.tensors import Array, Lazy, little_endian
+from lstmconvert.pieces import pieces
+from lstmconvert.tensors import Array, Lazy
 from lstmconvert.values import dataclass
 
 if TYPE_CHECKING:
@@ -285,4 +286,4 @@ def _write_external(path: Path, arrays: Mapping[str, Lazy]) -> dict[str, int]:
 
 
 def _write_array(file: BinaryIO, array: Lazy) -> None:
-    file.write(little_endian(array.read()).data)
+    file.writelines(pieces(array))

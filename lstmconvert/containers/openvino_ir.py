@@ -23,7 +23,8 @@ import numpy as np
 
 from lstmconvert.containers import Archive, byte_ranges
 from lstmconvert.errors import BadFile, NotRepresentable
-from lstmconvert.tensors import Lazy, little_endian
+from lstmconvert.pieces import pieces
+from lstmconvert.tensors import Lazy
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -219,7 +220,7 @@ def write(path: Path, archive: Archive) -> None:
                 raise NotRepresentable(f"OpenVINO has no dtype {tensor.dtype}", place=name)
             file.write(b"\0" * (-file.tell() % 64))
             places[name] = file.tell(), tensor.nbytes
-            file.write(little_endian(tensor.read()).data)
+            file.writelines(pieces(tensor))
     texts = {key: value for key, value in archive.metadata.items() if isinstance(value, str)}
     network = texts.pop("network", "model")
     texts |= archive.told()

@@ -24,7 +24,8 @@ import numpy as np
 
 from lstmconvert.containers import Archive, byte_ranges
 from lstmconvert.errors import BadFile, NotRepresentable, UnsupportedSource
-from lstmconvert.tensors import Lazy, little_endian
+from lstmconvert.pieces import pieces
+from lstmconvert.tensors import Lazy
 
 NAME = "safetensors"
 SUFFIXES = (".safetensors", ".safetensors.index.json")
@@ -128,7 +129,7 @@ def write(path: Path, archive: Archive) -> None:
     with path.open("xb") as file:
         length = file.write(_packed(header))
         for _, tensor in order:
-            file.write(little_endian(tensor.read()).data)
+            file.writelines(pieces(tensor))
         if archive.late:
             header[_METADATA] |= archive.told()
             file.seek(0)

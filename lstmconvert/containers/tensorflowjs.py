@@ -21,7 +21,8 @@ import numpy as np
 
 from lstmconvert.containers import Archive, byte_ranges
 from lstmconvert.errors import BadFile, NotRepresentable, UnsupportedSource
-from lstmconvert.tensors import Array, Lazy, little_endian
+from lstmconvert.pieces import pieces
+from lstmconvert.tensors import Array, Lazy
 
 NAME = "tensorflowjs"
 SUFFIXES = (".json",)
@@ -84,7 +85,7 @@ def write(path: Path, archive: Archive) -> None:
                 raise NotRepresentable(
                     f"TensorFlow.js has no dtype {tensor.dtype}", place=name, remedy="Use --dtype float32."
                 )
-            file.write(little_endian(tensor.read()).data)
+            file.writelines(pieces(tensor))
             entries.append({"name": name, "shape": list(tensor.shape), "dtype": tensor.dtype.name})
     texts = {key: value for key, value in archive.metadata.items() if isinstance(value, str)}
     model = {

@@ -27,7 +27,8 @@ from lstmconvert.containers import Archive, byte_ranges, flatbuffer
 from lstmconvert.containers.flatbuffer import Blob, Range
 from lstmconvert.containers.tflite_schema import OPERATORS, SCHEMA
 from lstmconvert.errors import BadFile, NotRepresentable
-from lstmconvert.tensors import Lazy, little_endian
+from lstmconvert.pieces import pieces
+from lstmconvert.tensors import Lazy
 
 NAME = "tflite_file"
 SUFFIXES = (".tflite",)
@@ -292,7 +293,7 @@ def write(path: Path, archive: Archive) -> None:
                 continue
             kind, key = blob.key
             if kind == "tensor":
-                file.write(little_endian(archive.tensors[key].read()).data)
+                file.writelines(pieces(archive.tensors[key]))
             else:
                 text = archive.late[key]() if key in archive.late else texts[key]
                 told = text.encode("utf-8")

@@ -8,7 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from lstmconvert.tensors import Lazy, little_endian
+from lstmconvert.pieces import pieces
+from lstmconvert.tensors import Lazy
 
 _HEADER = 30
 """Size of a local header without name and extra field."""
@@ -39,7 +40,7 @@ class ZipWriter:
         with self._zip.open(self._member(name, size), "w", force_zip64=large) as member:
             if head:
                 member.write(head)
-            member.write(little_endian(array.read()).data)
+            member.writelines(pieces(array))
 
     def _member(self, name: str, size: int) -> zipfile.ZipInfo:
         info = zipfile.ZipInfo(name, _DATE)

@@ -1,0 +1,96 @@
+"""Large arrays a piece at a time: small enough for the cache of a core, and where they are cut is fixed.
+
+A gigabyte that is read, turned, digested and written in pieces of a megabyte goes through memory once; done
+one after the other with the whole, each of these steps waits for memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from functools import partial
+
+from lstmconvert.parallel import LARGE, ahead
+from lstmconvert.tensors import Array, Lazy, Ranges, Slices, little_endian, row_major, same_bits
+
+PIECE = 1 << 20
+"""The most bytes of a piece."""
+
+
+def cuts(tensor: Lazy) -> list[tuple[int, int]]:
+    """The first and last elements of the pieces of an array, in order: whole rows, where they are short.
+
+    They depend on shape and dtype alone.
+    """
+    most = PIECE // tensor.dtype.itemsize
+    row = tensor.shape[-1] if tensor.shape else 1
+    step = most // row * row if 0 < row <= most else most
+    return list(itertools.pairwise([*range(0, tensor.size, step), tensor.size]))
+
+
+def opened(tensor: Lazy) -> Ranges:
+    """What gives any range of the elements; it holds the whole array where there is no better way."""
+    give = tensor.ranges() if tensor.nbytes >= LARGE else None
+    return give if give is not None else partial(ranged, row_major(tensor.read()))
+
+
+def ranged(elements: Array, start: int, stop: int) -> Array:
+    """The elements between two of an array without axes."""
+    return elements[start:stop]
+
+
+def pieces(tensor: Lazy) -> Iterator[memoryview]:
+    """The bytes of an array in order, row-major and little-endian; the next ones are made on other cores."""
+    give, ends = opened(tensor), cuts(tensor)
+    return ahead(lambda n: little_endian(give(*ends[n])).data, len(ends))
+
+
+def same(a: Lazy, b: Lazy, held: list[Array]) -> bool:
+    """``same_bits`` of two arrays, of which at most one is read as a whole if they are large.
+
+    Args:
+        a, b: the arrays.
+        held: receives what was read as a whole: while it is kept, others that lie in its memory are not
+            read again.
+    """
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    parts = _parts(a, b, held) if a.nbytes >= LARGE else None
+    if parts is None:
+        held += (a.read(), b.read())
+        return same_bits(held[-2], held[-1])
+    axis, first, second = parts
+    length = a.shape[axis]
+    step = max(1, PIECE * length // a.nbytes)
+
+    def work(number: int) -> bool:
+        begin, end = step * number, min(length, step * (number + 1))
+        return same_bits(first(begin, end), second(begin, end))
+
+    return all(ahead(work, -(-length // step)))
+
+
+def _parts(a: Lazy, b: Lazy, held: list[Array]) -> tuple[int, Slices, Slices] | None:
+    """An axis along which two arrays are taken in parts, one of them perhaps out of the whole."""
+    found = [(axis, a.slices(axis), b.slices(axis)) for axis in range(len(a.shape))]
+    for axis, first, second in found:
+        if first is not None and second is not None:
+            return axis, first, second
+    for axis, first, second in found:
+        if first is not None or second is not None:
+            return axis, first or sliced(a, axis, held), second or sliced(b, axis, held)
+    return None
+
+
+def sliced(tensor: Lazy, axis: int, held: list[Array]) -> Slices:
+    """The parts of an array along an axis; out of the whole, which ``held`` receives, if it has to be."""
+    slices = tensor.slices(axis)
+    if slices is not None:
+        return slices
+    whole = tensor.read()
+    held.append(whole)
+    return partial(_slice, whole, axis)
+
+
+def _slice(array: Array, axis: int, start: int, stop: int) -> Array:
+    return array[(*[slice(None)] * axis, slice(start, stop))]
