@@ -13,7 +13,7 @@ from functools import partial
 from lstmconvert.parallel import LARGE, ahead
 from lstmconvert.tensors import Array, Lazy, Ranges, Slices, little_endian, row_major, same_bits
 
-PIECE = 1 << 20
+PIECE = 1 << 21
 """The most bytes of a piece."""
 
 

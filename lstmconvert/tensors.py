@@ -281,7 +281,9 @@ def _equal(piece: Array, tile: Array) -> bool:
     return bool(np.array_equal(piece, tile))
 
 
-_SHORT, _LONG = 64, 128
+_LONG, _TILE = 128, 1 << 13
+"""Elements of a tile, and of its side along which the elements of ``b`` follow each other."""
+_NARROW = 16
 _PIECE = 1 << 20
 
 
@@ -291,8 +293,9 @@ def _pieces(a: Array, b: Array) -> Iterator[tuple[Array, Array]]:
     Where one is the other transposed, the tiles of ``b`` are copies without gaps: rows that are a power of
     two apart fall on the same lines of the cache, and would push each other out before they are used up.
     """
-    if a.ndim == 2 and min(a.shape) > _SHORT and _rows(a) != _rows(b):
-        height, width = (_LONG, _SHORT) if _rows(a) else (_SHORT, _LONG)
+    if a.ndim == 2 and min(a.shape) > _NARROW and _rows(a) != _rows(b):
+        side = min(_LONG, a.shape[0] if _rows(a) else a.shape[1])
+        height, width = (side, _TILE // side) if _rows(a) else (_TILE // side, side)
         for row in range(0, a.shape[0], height):
             for column in range(0, a.shape[1], width):
                 tile = slice(row, row + height), slice(column, column + width)
