@@ -13,7 +13,7 @@ from itertools import combinations
 
 import numpy as np
 
-from lstmconvert.tensors import Array, Lazy
+from lstmconvert.tensors import Array, Lazy, Placement
 from lstmconvert.values import dataclass
 
 
@@ -32,21 +32,11 @@ class StandIn:
 
     def region(self, view: Array) -> Region | None:
         """Which elements a view shows; ``None`` when it does not lie in this memory."""
-        itemsize = self._memory.itemsize
-        offset, rest = divmod(_address(view) - _address(self._memory), itemsize)
-        steps = [stride // itemsize for stride in view.strides]
-        reach = [step * (length - 1) for step, length in zip(steps, view.shape, strict=True)]
-        first, last = offset + sum(n for n in reach if n < 0), offset + sum(n for n in reach if n > 0)
-        exact = rest == 0 and view.itemsize == itemsize and not any(s % itemsize for s in view.strides)
-        if not view.size or not exact or first < 0 or last >= math.prod(self.shape):
+        placement = Placement.between(view, self._memory)
+        if placement is None:
             return None
-        axes = zip(steps, view.shape, strict=True)
-        return Region(offset, tuple((step, length) for step, length in axes if length > 1))
-
-
-def _address(array: Array) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
+        axes = zip(placement.steps, placement.shape, strict=True)
+        return Region(placement.first, tuple((step, length) for step, length in axes if length > 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from lstmconvert.pieces import sliced
-from lstmconvert.tensors import Array, Lazy, Lies, Ranges, Slices, copy_into
+from lstmconvert.tensors import Array, Lazy, Placement, Ranges, Slices, copy_into
 from lstmconvert.values import dataclass
 
 
@@ -66,7 +66,7 @@ class _Band:
     first: int
     step: int
     length: int
-    blocks: tuple[tuple[Lazy, Lies, int], ...]
+    blocks: tuple[tuple[Lazy, Placement, int], ...]
 
     @property
     def last(self) -> int:
@@ -79,19 +79,23 @@ def _bands(
 ) -> list[_Band] | None:
     """The bands that a tensor is made of, in order; ``None`` where its blocks do not lie so."""
     bands: list[_Band] = []
-    held = [(piece.block, Lies.of(piece.view, shape, dtype)) for piece in pieces if piece.block.size]
-    for block, lies in sorted(held, key=lambda each: each[1].first):
-        axis = max(range(len(lies.steps)), key=lambda n: (lies.shape[n] > 1, lies.steps[n]), default=None)
-        if axis is None or min(lies.steps) < 0:
+    held: list[tuple[Lazy, Placement]] = []
+    for piece in pieces:
+        placement = Placement.of(piece.view, shape, dtype)
+        if placement is None or not placement.steps or min(placement.steps) < 0:
             return None
-        step, length = lies.steps[axis], lies.shape[axis]
-        reach = lies.without(axis).reach
+        held.append((piece.block, placement))
+    for block, placement in sorted(held, key=lambda each: each[1].first):
+        axis = max(range(len(placement.steps)), key=lambda n: (placement.shape[n] > 1, placement.steps[n]))
+        step, length = placement.steps[axis], placement.shape[axis]
+        reach = placement.without(axis).reach
         band = bands[-1] if bands else None
-        if band is not None and (step, length) == (band.step, band.length) and lies.first < band.first + step:
-            bands[-1] = _Band(band.first, step, length, (*band.blocks, (block, lies, axis)))
+        same_steps = band is not None and (step, length) == (band.step, band.length)
+        if band is not None and same_steps and placement.first < band.first + step:
+            bands[-1] = _Band(band.first, step, length, (*band.blocks, (block, placement, axis)))
         else:
-            bands.append(_Band(lies.first, step, length, ((block, lies, axis),)))
-        if lies.first + reach > bands[-1].first + step:
+            bands.append(_Band(placement.first, step, length, ((block, placement, axis),)))
+        if placement.first + reach > bands[-1].first + step:
             return None
     if any(one.last > two.first for one, two in pairwise(bands)):
         return None
@@ -127,9 +131,9 @@ def _ranges(shape: tuple[int, ...], dtype: np.dtype[np.generic], pieces: Sequenc
 
 def _fill(target: Array, band: _Band, slices: Sequence[Slices], first: int, last: int) -> None:
     """Put the positions from ``first`` up to ``last`` of a band into the elements that they make."""
-    for (_, lies, axis), part in zip(band.blocks, slices, strict=True):
-        shape = (*lies.shape[:axis], last - first, *lies.shape[axis + 1 :])
-        strides = [step * target.itemsize for step in lies.steps]
-        place = (lies.first - band.first) * target.itemsize
+    for (_, placement, axis), part in zip(band.blocks, slices, strict=True):
+        shape = (*placement.shape[:axis], last - first, *placement.shape[axis + 1 :])
+        strides = [step * target.itemsize for step in placement.steps]
+        place = (placement.first - band.first) * target.itemsize
         view: Array = np.ndarray(shape, target.dtype, target.data, place, strides)
         copy_into(view, part(first, last))

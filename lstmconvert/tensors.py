@@ -151,33 +151,37 @@ class _View(Lazy):
         return _View(self._whole, lambda array: function(inner(array)), shape)
 
     def ranges(self) -> Ranges | None:
-        lies = Lies.of(self._function, self._whole.shape, self._whole.dtype)
-        give = self._whole.ranges() if lies.is_one_piece else None
-        if give is None:
+        placement = self._placement()
+        give = self._whole.ranges() if placement is not None and placement.is_one_piece else None
+        if placement is None or give is None:
             return None
-        return lambda start, stop: give(lies.first + start, lies.first + stop)
+        return lambda start, stop: give(placement.first + start, placement.first + stop)
 
     def slices(self, axis: int) -> Slices | None:
-        lies = Lies.of(self._function, self._whole.shape, self._whole.dtype)
-        step, reach = lies.steps[axis], lies.without(axis).reach
-        count = self.size // max(1, self.shape[axis])
-        if not count or min(lies.steps) < 0 or max(step, reach) > _WASTE * count:
+        placement = self._placement()
+        if placement is None or min(placement.steps) < 0:
+            return None
+        step, reach = placement.steps[axis], placement.without(axis).reach
+        if max(step, reach) * self.shape[axis] > _WASTE * self.size:
             return None
         give = self._whole.ranges()
         if give is None:
             return None
-        strides = [n * self.dtype.itemsize for n in lies.steps]
+        strides = [n * self.dtype.itemsize for n in placement.steps]
 
         def part(start: int, stop: int) -> Array:
             shape = (*self.shape[:axis], stop - start, *self.shape[axis + 1 :])
             if stop == start:
                 return np.empty(shape, self.dtype)
-            first = lies.first + step * start
+            first = placement.first + step * start
             elements = give(first, first + step * (stop - start - 1) + reach)
             found: Array = np.ndarray(shape, self.dtype, elements.data, 0, strides)
             return found
 
         return part
+
+    def _placement(self) -> Placement | None:
+        return Placement.of(self._function, self._whole.shape, self._whole.dtype)
 
 
 _WASTE = 2
@@ -185,7 +189,7 @@ _WASTE = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Lies:
+class Placement:
     """Where the elements of a view lie in the array that it was taken of, both counted in elements.
 
     Attributes:
@@ -199,13 +203,23 @@ class Lies:
     steps: tuple[int, ...]
 
     @classmethod
-    def of(cls, function: Callable[[Array], Array], shape: tuple[int, ...], dtype: Any) -> Lies:
-        """Of the view that ``function`` takes of row-major arrays of this shape."""
+    def of(cls, function: Callable[[Array], Array], shape: tuple[int, ...], dtype: Any) -> Placement | None:
+        """Of the view that ``function`` takes of row-major arrays of this shape; see ``between``."""
         memory: Array = np.empty(shape, dtype)  # set aside and never touched, so it costs nothing
-        view = function(memory)
-        offset: int = view.__array_interface__["data"][0] - memory.__array_interface__["data"][0]
+        return cls.between(function(memory), memory)
+
+    @classmethod
+    def between(cls, view: Array, memory: Array) -> Placement | None:
+        """Of a view of a row-major array; ``None`` where there are none, or they are not elements of it."""
         width = memory.itemsize
-        return Lies(offset // width, view.shape, tuple(stride // width for stride in view.strides))
+        first, rest = divmod(_address(view) - _address(memory), width)
+        steps = tuple(stride // width for stride in view.strides)
+        reach = [step * (length - 1) for step, length in zip(steps, view.shape, strict=True)]
+        lowest, highest = first + sum(n for n in reach if n < 0), first + sum(n for n in reach if n > 0)
+        exact = rest == 0 and view.itemsize == width and not any(s % width for s in view.strides)
+        if not view.size or not exact or lowest < 0 or highest >= memory.size:
+            return None
+        return cls(first, view.shape, steps)
 
     @property
     def reach(self) -> int:
@@ -216,18 +230,21 @@ class Lies:
     def is_one_piece(self) -> bool:
         """Whether the elements follow each other without a gap, in the view's own order."""
         expected = math.prod(self.shape)
-        if not expected:
-            return True
         for step, length in zip(self.steps, self.shape, strict=True):
             expected //= length
             if length > 1 and step != expected:
                 return False
         return True
 
-    def without(self, axis: int) -> Lies:
+    def without(self, axis: int) -> Placement:
         """Of what is at the first position of an axis."""
         shape = (*self.shape[:axis], *self.shape[axis + 1 :])
-        return Lies(self.first, shape, (*self.steps[:axis], *self.steps[axis + 1 :]))
+        return Placement(self.first, shape, (*self.steps[:axis], *self.steps[axis + 1 :]))
+
+
+def _address(array: Array) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 Tensors = Mapping[str, Lazy]
