@@ -72,5 +72,7 @@ def _value(text: str) -> Any:
         raise ValueError(f"{text!r} has an escape")
     # Every second piece is what stands between quotes.
     pieces = text.split('"')
-    pieces[::2] = [_KEY.sub(r'"\1":', piece) for piece in pieces[::2]]
+    if len(pieces) == 3 and pieces[0] == pieces[2] == "" and text.isprintable():
+        return pieces[1]
+    pieces[::2] = [_KEY.sub(r'"\1":', piece) if "=" in piece else piece for piece in pieces[::2]]
     return json.loads('"'.join(pieces))
