@@ -544,7 +544,7 @@ class _Reader:
             self.fault(path, f"axes are {value!r}, expected text")
             return None
         try:
-            return axis_notation.parse(value, known)
+            return _parsed_axes(value, tuple(known))
         except ValueError as error:
             self.fault(path, f"axes {error}")
             return None
@@ -665,7 +665,7 @@ class _Reader:
         if isinstance(value, list):
             return tuple(p for item in self.texts(value, path) for p in self.pattern(item, path))
         if value == ANY:
-            return tuple(ActivationPattern(kind) for kind in KINDS)
+            return _any_activation()
         if value in sets:
             return sets[value]
         return self.pattern(self.text(value, path), path)
@@ -752,6 +752,17 @@ def option_names(cell: Cell) -> tuple[str, ...]:
     """The options of a cell's equations, as mapping files name them: the fields of its dataclass."""
     kind = {Cell.LSTM: LstmEquations, Cell.GRU: GruEquations, Cell.RNN: RnnEquations}[cell]
     return tuple(f.name for f in fields(kind))
+
+
+@cache
+def _any_activation() -> tuple[ActivationPattern, ...]:
+    return tuple(ActivationPattern(kind) for kind in KINDS)
+
+
+@cache
+def _parsed_axes(text: str, known: tuple[str, ...]) -> Axes:
+    """``axes.parse``; most tensors have the axes of another."""
+    return axis_notation.parse(text, known)
 
 
 @cache
