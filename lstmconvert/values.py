@@ -66,7 +66,7 @@ else:
 
 _DESCRIBED = "__value_fields__"
 """Where a class keeps annotation and default of its fields, as they are written."""
-_FEW = 40
+_FEW = 20
 """Values of one class that are made before it is worth to compile its ``__init__``."""
 
 
