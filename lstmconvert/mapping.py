@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import field, fields, replace
+from dataclasses import field, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -750,8 +750,9 @@ _CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 def option_names(cell: Cell) -> tuple[str, ...]:
     """The options of a cell's equations, as mapping files name them: the fields of its dataclass."""
-    kind = {Cell.LSTM: LstmEquations, Cell.GRU: GruEquations, Cell.RNN: RnnEquations}[cell]
-    return tuple(f.name for f in fields(kind))
+    kind: Any = {Cell.LSTM: LstmEquations, Cell.GRU: GruEquations, Cell.RNN: RnnEquations}[cell]
+    names: tuple[str, ...] = kind.__match_args__
+    return names
 
 
 @cache

@@ -43,7 +43,7 @@ def loads(text: str) -> dict[str, Any]:
 
 
 def _names(dotted: str) -> list[str]:
-    names = dotted.split(".")
+    names = [dotted] if dotted.isidentifier() else dotted.split(".")
     if not all(name.replace("-", "_").isidentifier() for name in names):
         raise ValueError(f"{dotted!r} is no plain key")
     return names
@@ -70,9 +70,15 @@ def _list(lines: Iterator[str]) -> str:
 def _value(text: str) -> Any:
     if "\\" in text:
         raise ValueError(f"{text!r} has an escape")
-    # Every second piece is what stands between quotes.
-    pieces = text.split('"')
-    if len(pieces) == 3 and pieces[0] == pieces[2] == "" and text.isprintable():
-        return pieces[1]
-    pieces[::2] = [_KEY.sub(r'"\1":', piece) if "=" in piece else piece for piece in pieces[::2]]
-    return json.loads('"'.join(pieces))
+    if text.count('"') == 2 and text[0] == text[-1] == '"' and text.isprintable():
+        return text[1:-1]
+    if "=" in text:
+        # Every second piece is what stands between quotes.
+        pieces = text.split('"')
+        pieces[::2] = [_KEY.sub(_quoted, piece) if "=" in piece else piece for piece in pieces[::2]]
+        text = '"'.join(pieces)
+    return json.loads(text)
+
+
+def _quoted(key: re.Match[str]) -> str:
+    return f'"{key[1]}":'

@@ -80,12 +80,15 @@ class _WorkedOut:
         owner = next(base for base in cls.__mro__ if self.name in base.__dict__)
         described = owner.__dict__[_DESCRIBED]
         namespace = {name: default for name, (_, default) in described.items() if _is_given(default)}
-        namespace["__annotations__"] = {name: annotation for name, (annotation, _) in described.items()}
+        # What annotations written as text mean is looked at word by word; here they are fields, all of them.
+        namespace["__annotations__"] = dict.fromkeys(described, object)
         namespace["__module__"] = owner.__module__
         namespace["__doc__"] = owner.__doc__ or ""  # Without one it would compose one, which takes its time.
         standard: Any = dataclasses.dataclass(init=False, repr=False, eq=False)(
             type(owner.__name__, (), namespace)
         )
+        for field in dataclasses.fields(standard):
+            field.type = described[field.name][0]
         for name in (_FIELDS.name, _PARAMETERS.name):
             setattr(owner, name, getattr(standard, name))
         return getattr(owner, self.name)
