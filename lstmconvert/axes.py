@@ -147,8 +147,12 @@ def view(
     names: list[str] = []
     cuts: list[slice] = []
     for dimension in axes.dimensions:
-        offset, chosen = _chosen(dimension, sizes, order)
-        cuts.append(slice(offset, offset + _length(chosen, sizes)))
+        if len(dimension.terms) == 1:
+            (chosen,) = dimension.terms
+            cuts.append(slice(None))
+        else:
+            offset, chosen = _chosen(dimension, sizes, order)
+            cuts.append(slice(offset, offset + _length(chosen, sizes)))
         expanded += [sizes[name] for name in chosen]
         names += chosen
     # Splitting axes never copies, so the result is a view whatever the strides are.
@@ -161,7 +165,7 @@ def view(
 def _chosen(dimension: Dimension, sizes: Mapping[str, int], order: tuple[str, ...]) -> tuple[int, Term]:
     offset = 0
     for term in dimension.terms:
-        if len(dimension.terms) == 1 or any(name in order for name in term):
+        if any(name in order for name in term):
             return offset, term
         offset += _length(term, sizes)
     raise ValueError(f"none of {dimension.terms} has one of the axes {order}")

@@ -5,7 +5,6 @@ The same for constants that a cell adds at run time and that went into its biase
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -47,10 +46,22 @@ def _digest(array: Array) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:32]
 
 
+def _text_of(data: bytes) -> str:
+    import base64  # only where something is remembered, as above
+
+    return base64.b64encode(data).decode()
+
+
+def _bytes_of(text: str) -> bytes:
+    import base64
+
+    return base64.b64decode(text, validate=True)
+
+
 def remember(a: Array, b: Array, total: Array) -> str:
     """The note of one gate: its biases (hidden,) and the digest of their sum."""
     both = np.concatenate([a, b]).tobytes()
-    return f"{_digest(total)}:{base64.b64encode(both).decode()}"
+    return f"{_digest(total)}:{_text_of(both)}"
 
 
 def restore(layer: RecurrentLayer) -> RecurrentLayer:
@@ -101,7 +112,7 @@ def _restored(direction: RecurrentDirection, split: Mapping[str, str]) -> Recurr
         gate = Gate(gate_name)
         digest, _, data = text.partition(":")
         total = direction.weights.get((Part.BIAS_INPUT, gate))
-        raw = base64.b64decode(data, validate=True)
+        raw = _bytes_of(data)
         if total is None or (
             (Part.BIAS_RECURRENT, gate) in direction.weights
             and not is_zero(direction.weights[Part.BIAS_RECURRENT, gate])
@@ -119,7 +130,7 @@ def _restored(direction: RecurrentDirection, split: Mapping[str, str]) -> Recurr
 
 def remember_constant(before: Array | None, after: Array) -> str:
     """The note of one gate: its input bias (hidden,) before, if it had one, and a digest of the new one."""
-    return f"{_digest(after)}:{'' if before is None else base64.b64encode(before.tobytes()).decode()}"
+    return f"{_digest(after)}:{'' if before is None else _text_of(before.tobytes())}"
 
 
 def restore_constants(layer: RecurrentLayer) -> RecurrentLayer:
@@ -152,7 +163,7 @@ def _with_constants(
         after = direction.weights[key].read()
         if _digest(after) != digest:
             raise KeyError(gate_name)
-        before = np.frombuffer(base64.b64decode(data, validate=True), dtype) if data else None
+        before = np.frombuffer(_bytes_of(data), dtype) if data else None
         difference = dtype.type(constant.get(key[1], 0.0) - target.get(key[1], 0.0))
         again = (np.zeros(size, dtype) if before is None else before) + difference
         if not same_bits(again, after):

@@ -16,8 +16,20 @@ _SUFFIX = {"torch": ".safetensors", "onnx": ".onnx", "keras": ".keras"}
 _FRAMEWORK = {"torch": "pytorch", "onnx": "onnx", "keras": "keras"}
 
 
+def _narrow(prog: str) -> argparse.HelpFormatter:
+    """The formatter that looks an option over when it is added: without asking how wide the terminal is."""
+    return argparse.HelpFormatter(prog, width=80)
+
+
 class _Parser(argparse.ArgumentParser):
     """Usage errors take the same way as all others, so that ``--json`` holds for them too."""
+
+    def __init__(self, **described: Any) -> None:
+        super().__init__(formatter_class=_narrow, **described)
+
+    def format_help(self) -> str:
+        self.formatter_class = argparse.HelpFormatter
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         from lstmconvert.errors import Usage
@@ -314,7 +326,7 @@ def _save_report(arguments: argparse.Namespace, value: Any) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from lstmconvert import conversion, report, text
+    from lstmconvert import conversion
 
     results = conversion.run(
         arguments.source,
@@ -329,7 +341,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         with_optimizer=arguments.with_optimizer,
     )
     # The report has the digests of both files, which take their time on large ones.
-    value = report.conversion(results) if arguments.json or arguments.report else {}
+    value = results.report if arguments.json or arguments.report else {}
     if arguments.report:
         from lstmconvert import gate_maps, opening
 
@@ -339,7 +351,13 @@ def _convert(arguments: argparse.Namespace) -> int:
         _save_report(
             arguments, {**value, "gate_maps": gate_maps.gate_maps(opened, again, (told, told_again))}
         )
-    _show(arguments, value, lambda: text.conversion(results, verbose=arguments.verbose))
+
+    def in_words() -> str:
+        from lstmconvert import text
+
+        return text.conversion(results, verbose=arguments.verbose)
+
+    _show(arguments, value, in_words)
     return 0
 
 

@@ -34,7 +34,8 @@ from lstmconvert.values import dataclass
 State = tuple[Array, ...]
 """(h,) or (h, c)."""
 
-_COMPUTED_IN = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
+COMPUTED_IN = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
+"""The dtypes that a computation can run in; other floating weights run in float32."""
 
 HIDDEN_STATE = "hidden_state"
 CELL_STATE = "cell_state"
@@ -236,9 +237,10 @@ def _empty_record(layer: RecurrentLayer, batch: int, time: int, dtype: np.dtype[
     return record
 
 
-def _computation_dtype(x: Array, layer: RecurrentLayer) -> np.dtype[Any]:
+def runs_in(x: Array, layer: RecurrentLayer) -> np.dtype[Any]:
+    """The dtype in which a layer computes on ``x``: by promotion of both."""
     # bfloat16, float8 and the like run in float32.
-    weights = layer.dtype if layer.dtype in _COMPUTED_IN else np.dtype(np.float32)
+    weights = layer.dtype if layer.dtype in COMPUTED_IN else np.dtype(np.float32)
     if x.dtype.kind != "f":
         return weights
     return np.result_type(x.dtype, weights)
@@ -294,7 +296,7 @@ def _prepare(layer: RecurrentLayer, x: Any) -> Array:
         raise ValueError(
             f"layer {layer.name!r} takes inputs (batch, time, input={layer.input_size}), not {values.shape}"
         )
-    return values.astype(_computation_dtype(values, layer), copy=False)
+    return values.astype(runs_in(values, layer), copy=False)
 
 
 def merge(layer: RecurrentLayer, outputs: Sequence[Array]) -> Array:

@@ -36,16 +36,15 @@ The language is described in docs form at the top of each table below:
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import field, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import field, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from lstmconvert import axes as axis_notation
-from lstmconvert import operations
+from lstmconvert import operations, plain_toml
 from lstmconvert.activations import KINDS, Activation
 from lstmconvert.axes import Axes
 from lstmconvert.canonical import Coupling, GruEquations, LstmEquations, ResetPlace, RnnEquations, UpdateKeeps
@@ -246,7 +245,7 @@ def load(name: str) -> MappingFile:
     if not path.is_file():
         known = sorted(p.stem for p in folder().glob("*.toml"))
         raise BadFile(f"no framework is called {name!r}", expected=f"one of {', '.join(known)}")
-    return load_file(path)
+    return _load(path, _parsed)
 
 
 def load_file(path: Path) -> MappingFile:
@@ -255,13 +254,29 @@ def load_file(path: Path) -> MappingFile:
     Raises:
         BadFile: listing every fault as ``line N: table.key: what is wrong``.
     """
+    import tomllib  # only for files of others: its start-up is felt
+
+    return _load(path, tomllib.loads)
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """The TOML of a built-in file."""
+    try:
+        return plain_toml.loads(text)
+    except ValueError:
+        import tomllib
+
+        return tomllib.loads(text)
+
+
+def _load(path: Path, parsed: Callable[[str], dict[str, Any]]) -> MappingFile:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadFile("the mapping file cannot be read", file=path, found=error) from error
     try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        data = parsed(text)
+    except ValueError as error:
         raise BadFile(f"the mapping file is not valid TOML: {error}", file=path) from error
     reader = _Reader(text)
     result = reader.mapping(data, path)
@@ -273,7 +288,7 @@ def load_file(path: Path) -> MappingFile:
 def framework_head(path: Path) -> Mapping[str, Any]:
     """Only the ``[framework]`` table of a mapping file: cheap enough to do for all of them."""
     head = path.read_text(encoding="utf-8").split("\n[layout", 1)[0]
-    table: Mapping[str, Any] = tomllib.loads(head).get("framework", {})
+    table: Mapping[str, Any] = _parsed(head).get("framework", {})
     return table
 
 
@@ -529,7 +544,7 @@ class _Reader:
             self.fault(path, f"axes are {value!r}, expected text")
             return None
         try:
-            return axis_notation.parse(value, known)
+            return _parsed_axes(value, tuple(known))
         except ValueError as error:
             self.fault(path, f"axes {error}")
             return None
@@ -650,7 +665,7 @@ class _Reader:
         if isinstance(value, list):
             return tuple(p for item in self.texts(value, path) for p in self.pattern(item, path))
         if value == ANY:
-            return tuple(ActivationPattern(kind) for kind in KINDS)
+            return _any_activation()
         if value in sets:
             return sets[value]
         return self.pattern(self.text(value, path), path)
@@ -735,8 +750,20 @@ _CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 def option_names(cell: Cell) -> tuple[str, ...]:
     """The options of a cell's equations, as mapping files name them: the fields of its dataclass."""
-    kind = {Cell.LSTM: LstmEquations, Cell.GRU: GruEquations, Cell.RNN: RnnEquations}[cell]
-    return tuple(f.name for f in fields(kind))
+    kind: Any = {Cell.LSTM: LstmEquations, Cell.GRU: GruEquations, Cell.RNN: RnnEquations}[cell]
+    names: tuple[str, ...] = kind.__match_args__
+    return names
+
+
+@cache
+def _any_activation() -> tuple[ActivationPattern, ...]:
+    return tuple(ActivationPattern(kind) for kind in KINDS)
+
+
+@cache
+def _parsed_axes(text: str, known: tuple[str, ...]) -> Axes:
+    """``axes.parse``; most tensors have the axes of another."""
+    return axis_notation.parse(text, known)
 
 
 @cache

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lstmconvert import exposed, interpreter, shapes
+from lstmconvert import interpreter, shapes
 from lstmconvert.errors import ConversionError, Usage
 from lstmconvert.interpreter.running import RunsDirections
 from lstmconvert.model import Model, OperationLayer, Port
@@ -114,6 +114,8 @@ def _prove_states(
     source: Model, written: Path, cases: Sequence[Mapping[str, Array]], tolerance: float | None
 ) -> tuple[list[WholeProof], list[str]]:
     """Run a file that has its states outside from states that are not zero, final states included."""
+    from lstmconvert import exposed
+
     opened, why = session(written)
     if opened is None:
         return [], []
@@ -289,6 +291,8 @@ def _renamed(source: Model, target: Model, case: Mapping[str, Array]) -> dict[st
 
 def _started(source: Model, ports: Sequence[Port], batch: int) -> list[Array]:
     """What the source starts from, for the inputs that a target has beyond those of the source."""
+    from lstmconvert import exposed
+
     calls = exposed.uses(source, len(ports))
     if calls is not None:
         return exposed.starts(source, calls, batch)

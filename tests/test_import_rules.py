@@ -37,6 +37,7 @@ ROOMS: tuple[frozenset[str], ...] = (
             "sampling",
             "reading_notes",
             "parallel",
+            "plain_toml",
         }
     ),
     frozenset({"canonical"}),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lstmconvert import operations as ops
+from lstmconvert.equations import COMPUTED_IN
 from lstmconvert.errors import UnsupportedSource
 from lstmconvert.interpreter import attention, moves, normalizations, windows
 from lstmconvert.interpreter.convolutional_lstm import convolutional_lstm
@@ -20,9 +21,6 @@ from lstmconvert.tensors import Array
 
 Weights = Mapping[str, Array]
 Results = Array | tuple[Array, ...]
-
-FLOATING = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
-"""The dtypes that a computation can run in; other floating weights run in float32."""
 
 _ANY_DTYPE = (
     ops.Concatenate, ops.Crop, ops.Embedding, ops.Flatten, ops.Identity, ops.Masking, ops.Repeat,
@@ -71,9 +69,9 @@ def run(
 
 
 def _working_dtype(layer: OperationLayer, inputs: Sequence[Array]) -> np.dtype[Any]:
-    weights = [lazy.dtype if lazy.dtype in FLOATING else FLOATING[1] for lazy in layer.weights.values()]
-    found = [*weights, *(array.dtype for array in inputs if array.dtype in FLOATING)]
-    return np.result_type(*found) if found else FLOATING[1]
+    weights = [lazy.dtype if lazy.dtype in COMPUTED_IN else COMPUTED_IN[1] for lazy in layer.weights.values()]
+    found = [*weights, *(array.dtype for array in inputs if array.dtype in COMPUTED_IN)]
+    return np.result_type(*found) if found else COMPUTED_IN[1]
 
 
 def _prepared(operation: Operation, inputs: Sequence[Array], dtype: np.dtype[Any]) -> list[Array]:
@@ -265,7 +263,7 @@ def _parametric_relu(_: ops.ParametricRelu, weights: Weights, inputs: Sequence[A
 def _cast(operation: ops.Cast, x: Array, dtype: np.dtype[Any] | None) -> Array:
     """To a floating dtype means to that of the computation, where one was asked for."""
     target = np.dtype(operation.dtype)
-    floating = target in FLOATING or target.name == "bfloat16"
+    floating = target in COMPUTED_IN or target.name == "bfloat16"
     return x.astype(dtype if dtype is not None and floating else target)
 
 

@@ -23,7 +23,6 @@ from lstmconvert.canonical import (
 )
 from lstmconvert.errors import UnsupportedSource
 from lstmconvert.gates import Direction
-from lstmconvert.interpreter import operations
 from lstmconvert.model import Call, Model, Port
 from lstmconvert.operations import Embedding, Masking
 from lstmconvert.tensors import Array
@@ -108,7 +107,7 @@ def _evaluate(
 ) -> dict[str, Array]:
     calls = _check_topology(model)
     wanted = None if dtype is None else np.dtype(dtype)
-    if wanted is not None and wanted not in operations.FLOATING:
+    if wanted is not None and wanted not in equations.COMPUTED_IN:
         raise ValueError(f"a model runs in float16, float32 or float64, not in {wanted}")
     values = _given(model.inputs, inputs, wanted)
     last_use = {} if keep_all else _last_uses(model)
@@ -166,7 +165,7 @@ def _as_port(array: Array, declared: np.dtype[Any], dtype: np.dtype[Any] | None)
     """Whole numbers become floating for a floating port, as frameworks do; floats follow ``dtype``."""
     if declared.kind == "b":
         return array.astype(bool, copy=False)
-    if array.dtype.kind in "iub" and declared in operations.FLOATING:
+    if array.dtype.kind in "iub" and declared in equations.COMPUTED_IN:
         return array.astype(declared if dtype is None else dtype)
     if array.dtype.kind == "f" and dtype is not None:
         return array.astype(dtype, copy=False)
@@ -189,6 +188,8 @@ def _call(
             runs = instead or equations.run_directions
             results = run_recurrent(layer, inputs[0], mask=mask, states=states, dtype=dtype, runs=runs)
         else:
+            from lstmconvert.interpreter import operations  # their start-up is felt where there are none
+
             results = operations.run(layer, inputs, mask=mask, dtype=dtype)
     except (ValueError, IndexError) as error:
         shapes = ", ".join(str(array.shape) for array in inputs)
@@ -228,8 +229,12 @@ def run_recurrent(
         The sequence (batch, time, width) or last step (batch, width), two of them with
         ``Merge.SEPARATE``; then with ``return_state`` the final states in the order of ``states``.
     """
-    if dtype is not None and (layer.dtype != dtype or x.dtype != dtype):
-        layer, x = _in_dtype(layer, dtype), x.astype(dtype, copy=False)
+    if dtype is not None:
+        x = x.astype(dtype, copy=False)
+        # The equations themselves take weights that are narrower than the computation.
+        widened = runs is equations.run_directions and equations.runs_in(x, layer) == dtype
+        if layer.dtype != dtype and not widened:
+            layer = _in_dtype(layer, dtype)
     outputs, finals = runs(layer, x, mask=mask, initial_state=_stacked(layer, states) if states else None)
     behaviour = layer.sequence
     if behaviour.returns is Returns.LAST:

@@ -13,7 +13,6 @@ from lstmconvert.canonical import (
     RnnEquations,
 )
 from lstmconvert.errors import NotRepresentable
-from lstmconvert.frameworks.pytorch import cells
 from lstmconvert.frameworks.pytorch.module import Module
 from lstmconvert.frameworks.pytorch.source import call as call_code
 from lstmconvert.gates import Cell, Direction, Part
@@ -182,6 +181,8 @@ def _rows(blocks: Sequence[Lazy], size: int) -> Lazy:
 
 
 def _declare_spelled_out(module: Module, name: str, layer: RecurrentLayer, *, masked: bool) -> Declared:
+    from lstmconvert.frameworks.pytorch import cells  # felt where torch's own layers do
+
     runs, places = [], []
     for index, direction in enumerate(layer.directions):
         recipe = cells.recipe_of(direction, masked=masked)

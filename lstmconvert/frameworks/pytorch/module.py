@@ -7,9 +7,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
+from typing import TYPE_CHECKING
 
-from lstmconvert.frameworks.pytorch import cells, helpers
-from lstmconvert.frameworks.pytorch.cells import Recipe
+from lstmconvert.frameworks.pytorch import helpers
 from lstmconvert.frameworks.pytorch.names import (
     RESERVED_ATTRIBUTES,
     RESERVED_VARIABLES,
@@ -21,6 +21,9 @@ from lstmconvert.frameworks.pytorch.values import Value
 from lstmconvert.model import Call, Model
 from lstmconvert.tensors import Lazy
 from lstmconvert.values import dataclass
+
+if TYPE_CHECKING:
+    from lstmconvert.frameworks.pytorch.cells import Recipe
 
 CLASS = "Model"
 _STATE = "_state"
@@ -122,9 +125,12 @@ class Module:
             number = 1 + sum(1 for name in self._recipes.values() if re.fullmatch(rf"{title}\d*", name))
             name = title if number == 1 else f"{title}{number}"
             self._recipes[key] = name
-            self._classes[name] = (
-                cells.source(name, make) if make else [line.replace("CLASS", name) for line in lines]
-            )
+            if make is None:
+                self._classes[name] = [line.replace("CLASS", name) for line in lines]
+            else:
+                from lstmconvert.frameworks.pytorch import cells  # felt where torch's own layers do
+
+                self._classes[name] = cells.source(name, make)
         return self._recipes[key]
 
     # Values and variables.

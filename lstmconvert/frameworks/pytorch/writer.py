@@ -21,7 +21,7 @@ from lstmconvert import lowering, mapping, shapes
 from lstmconvert.canonical import Merge, RecurrentLayer, Returns
 from lstmconvert.containers import Archive
 from lstmconvert.errors import Usage
-from lstmconvert.frameworks.pytorch import neighbours, record, recurrent
+from lstmconvert.frameworks.pytorch import record, recurrent
 from lstmconvert.frameworks.pytorch.declared import (
     INITIAL,
     Declared,
@@ -234,6 +234,8 @@ class Written:
         else:
             if not any(module.is_used(name) for name in call.outputs):
                 return
+            from lstmconvert.frameworks.pytorch import neighbours  # felt where there are none
+
             held = self.held.setdefault(call.layer, Held())
             use = Use(module, call.layer, layer.weights, inputs, mask, held)
             results = neighbours.write(use, layer.operation, [self.shapes[name] for name in call.outputs])
