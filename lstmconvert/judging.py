@@ -13,13 +13,14 @@ from lstmconvert import movement, pairing, registry
 from lstmconvert.canonical import RecurrentLayer
 from lstmconvert.containers import Archive
 from lstmconvert.errors import AmbiguousSource, BadFile, Usage
+from lstmconvert.finite import not_finite
 from lstmconvert.gates import Direction
 from lstmconvert.mapping import MappingFile
 from lstmconvert.model import DIRECTION_UNSAID, Layer, Model, OperationLayer
 from lstmconvert.opening import told_of, with_mapping
 from lstmconvert.options import ReadOptions
 from lstmconvert.planning import Plan
-from lstmconvert.proof import Proof, WholeProof, prove_layers
+from lstmconvert.proof import LayerProof, Proof, WholeProof, prove_layers
 from lstmconvert.tensors import Lazy, same_bits
 
 _LARGE_TENSOR = 1 << 20
@@ -58,6 +59,7 @@ def prove(
     compared = {name for layer in layers if layer.bit_equal for name in target.recurrent[layer.target].origin}
     problems += _lost_tensors(archive, back, compared)
     problems += _lost_neighbours(lowered, target)
+    strange = _not_finite(original, layers)
     same = {
         layer.name: layer.target
         for layer in layers
@@ -72,7 +74,7 @@ def prove(
         ]
     if archive.companions:
         skipped.append("the module beside the weights was not run; verify SRC OUT --runtime runs it")
-    return Proof(tuple(layers), tuple(whole), tuple(problems), skipped=tuple(skipped))
+    return Proof(tuple(layers), tuple(whole), tuple(problems), skipped=(*skipped, *strange))
 
 
 def read_again(archive: Archive, container: str, mapping: MappingFile, lowered: Model) -> Model:
@@ -134,6 +136,21 @@ def _lost_tensors(archive: Archive, back: Archive, compared: Collection[str]) ->
         elif not same_bits(np.asarray(tensor.read()), np.asarray(other.read())):
             problems.append(f"tensor {name!r} has other bits in the written file")
     return problems
+
+
+def _not_finite(model: Model, layers: Sequence[LayerProof]) -> list[str]:
+    """That there are NaN and infinities among the weights: of what they reach nothing is shown."""
+    held = {layer.name: layer.not_finite for layer in layers}
+    for name, layer in model.layers.items():
+        if isinstance(layer, OperationLayer):
+            counts = ((part, not_finite(np.asarray(block.read()))) for part, block in layer.weights.items())
+            held[name] = tuple((part, count) for part, count in counts if count)
+    return [
+        f"results that NaN or infinite weights reach ({sum(count for _, count in found)} in layer {name!r}: "
+        f"{', '.join(block for block, _ in found)})"
+        for name, found in held.items()
+        if found
+    ]
 
 
 def _lost_neighbours(lowered: Model, target: Model) -> list[str]:
@@ -272,4 +289,5 @@ def verify_models(
             "there is no whole model that could take the input: neither side says how its layers are wired",
             remedy="Leave --input out; the layers are compared on inputs of their own.",
         )
-    return Proof(tuple(layers), tuple(whole_proofs), tuple(problems), skipped=tuple(skipped))
+    strange = _not_finite(first, layers)
+    return Proof(tuple(layers), tuple(whole_proofs), tuple(problems), skipped=(*skipped, *strange))

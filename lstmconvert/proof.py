@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lstmconvert.canonical import Equations, RecurrentDirection, RecurrentLayer, SequenceBehaviour, Weights
+from lstmconvert.finite import not_finite
 from lstmconvert.gates import Cell
 from lstmconvert.lowering import Rewrite
 from lstmconvert.movement import Movement
@@ -45,6 +46,7 @@ class LayerProof:
         time_errors: largest difference of the outputs at every step.
         differing: blocks whose bits differ, with the largest difference, and that in units in the last
             place; ``None`` where no number of them says it (NaN, infinities, another dtype).
+        not_finite: blocks of the source that hold NaN or infinities, and how many.
     """
 
     name: str
@@ -55,6 +57,7 @@ class LayerProof:
     tolerance: float
     time_errors: tuple[float, ...] = ()
     differing: tuple[tuple[str, float, int | None], ...] = ()
+    not_finite: tuple[tuple[str, int], ...] = ()
 
     @property
     def not_run(self) -> bool:
@@ -217,12 +220,12 @@ def prove_layer(
         a, b = getattr(source, name), getattr(target, name)
         if a != b:
             raise ValueError(f"{name.replace('_', ' ')} is {a} in the source and {b} in the target")
-    differing = _differing(source, target)
+    differing, strange = _differing(source, target)
     bit_equal = not differing and _same_equations(source, target)
     if bit_equal and not full and _weights(source) > LARGE:
         # The same bits in the same equations: a run could show nothing more, and float64 copies of
         # a large layer would cost more than the conversion.
-        return LayerProof(source.name, target.name, True, 0.0, 0.0, 0.0)
+        return LayerProof(source.name, target.name, True, 0.0, 0.0, 0.0, not_finite=tuple(strange))
     first, second = _neutral(source), _neutral(target)
     narrow = _in_dtype(first, np.float32)
     x, lengths, state = excite(source, _SEED)
@@ -248,6 +251,7 @@ def prove_layer(
         allowed,
         tuple(float(s) for s in steps),
         tuple(differing),
+        tuple(strange),
     )
 
 
@@ -267,9 +271,14 @@ def _plain(value: Equations) -> tuple[Any, ...]:
     return tuple((name, dict(v) if isinstance(v, Mapping) else v) for name, v in items)
 
 
-def _differing(source: RecurrentLayer, target: RecurrentLayer) -> list[tuple[str, float, int | None]]:
-    """Blocks whose bits differ; an absent bias against a bias of zeros is no difference in bits that act."""
-    found = []
+def _differing(
+    source: RecurrentLayer, target: RecurrentLayer
+) -> tuple[list[tuple[str, float, int | None]], list[tuple[str, int]]]:
+    """Blocks whose bits differ, and those of the source with NaN or infinities.
+
+    An absent bias against a bias of zeros is no difference in bits that act.
+    """
+    found, strange = [], []
     for a, b in zip(source.directions, target.directions, strict=True):
         prefix = f"{a.direction} " if len(source.directions) == 2 else ""
         part = None
@@ -282,15 +291,17 @@ def _differing(source: RecurrentLayer, target: RecurrentLayer) -> list[tuple[str
                 part, x, y = key[0], None, None
             if one is not None and two is not None:
                 x, y = one.read(), two.read()
-                if same_bits(x, y):
-                    continue
+                same = same_bits(x, y)
             else:
                 held: Any = one if one is not None else two
                 x, y = held.read(), np.zeros(held.shape, held.dtype)
-                if not np.any(x):
-                    continue
-            found.append((f"{prefix}{key[0]} {key[1] or ''}".strip(), gap([x], [y]), ulps(x, y)))
-    return found
+                same = not np.any(x)
+            name = f"{prefix}{key[0]} {key[1] or ''}".strip()
+            if one is not None and (count := not_finite(x)):
+                strange.append((name, count))
+            if not same:
+                found.append((name, gap([x], [y]), ulps(x, y)))
+    return found, strange
 
 
 def ulps(a: Array, b: Array) -> int | None:
