@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lstmconvert import movement, pairing, registry
+from lstmconvert import finite, movement, pairing, registry
 from lstmconvert.canonical import RecurrentLayer
 from lstmconvert.containers import Archive
 from lstmconvert.errors import AmbiguousSource, BadFile, Usage
@@ -20,7 +20,7 @@ from lstmconvert.opening import told_of, with_mapping
 from lstmconvert.options import ReadOptions
 from lstmconvert.pieces import same
 from lstmconvert.planning import Plan
-from lstmconvert.proof import Proof, WholeProof, prove_layers
+from lstmconvert.proof import LayerProof, Proof, WholeProof, prove_layers
 from lstmconvert.tensors import Lazy, same_bits
 
 _LARGE_TENSOR = 1 << 20
@@ -59,6 +59,7 @@ def prove(
     compared = {name for layer in layers if layer.bit_equal for name in target.recurrent[layer.target].origin}
     problems += _lost_tensors(archive, back, compared)
     problems += _lost_neighbours(lowered, target)
+    strange = _not_finite(original, layers)
     same = {
         layer.name: layer.target
         for layer in layers
@@ -73,7 +74,7 @@ def prove(
         ]
     if archive.companions:
         skipped.append("the module beside the weights was not run; verify SRC OUT --runtime runs it")
-    return Proof(tuple(layers), tuple(whole), tuple(problems), skipped=tuple(skipped))
+    return Proof(tuple(layers), tuple(whole), tuple(problems), skipped=(*skipped, *strange))
 
 
 def read_again(archive: Archive, container: str, mapping: MappingFile, lowered: Model) -> Model:
@@ -132,9 +133,24 @@ def _lost_tensors(archive: Archive, back: Archive, compared: Collection[str]) ->
         elif name in compared and tensor.size > _LARGE_TENSOR:
             if (tensor.shape, tensor.dtype) != (other.shape, other.dtype):
                 problems.append(f"tensor {name!r} has another shape or dtype in the written file")
-        elif not same(tensor, other, []):
+        elif not same(tensor, other):
             problems.append(f"tensor {name!r} has other bits in the written file")
     return problems
+
+
+def _not_finite(model: Model, layers: Sequence[LayerProof]) -> list[str]:
+    """That there are NaN and infinities among the weights: of what they reach nothing is shown."""
+    held = {layer.name: layer.not_finite for layer in layers}
+    for name, layer in model.layers.items():
+        if isinstance(layer, OperationLayer):
+            counts = ((part, finite.count(block)) for part, block in layer.weights.items())
+            held[name] = tuple((part, count) for part, count in counts if count)
+    return [
+        f"results that NaN or infinite weights reach ({sum(count for _, count in found)} in layer {name!r}: "
+        f"{', '.join(block for block, _ in found)})"
+        for name, found in held.items()
+        if found
+    ]
 
 
 def _lost_neighbours(lowered: Model, target: Model) -> list[str]:
@@ -155,7 +171,7 @@ def _lost_neighbours(lowered: Model, target: Model) -> list[str]:
 
 def _same_but_for_axes_of_one(a: Lazy, b: Lazy) -> bool:
     if a.shape == b.shape:
-        return same(a, b, [])
+        return same(a, b)
     return same_bits(np.squeeze(a.read()), np.squeeze(b.read()))
 
 
@@ -279,4 +295,5 @@ def verify_models(
             "there is no whole model that could take the input: neither side says how its layers are wired",
             remedy="Leave --input out; the layers are compared on inputs of their own.",
         )
-    return Proof(tuple(layers), tuple(whole_proofs), tuple(problems), skipped=tuple(skipped))
+    strange = _not_finite(first, layers)
+    return Proof(tuple(layers), tuple(whole_proofs), tuple(problems), skipped=(*skipped, *strange))

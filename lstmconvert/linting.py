@@ -19,6 +19,7 @@ from lstmconvert import opening, registry
 from lstmconvert.canonical import GruEquations, RecurrentLayer, ResetPlace
 from lstmconvert.containers import Archive
 from lstmconvert.errors import UnsupportedSource
+from lstmconvert.finite import not_finite
 from lstmconvert.gates import GATES, Cell, Gate
 from lstmconvert.model import Model
 from lstmconvert.options import ReadOptions
@@ -84,16 +85,14 @@ def check(path: str | Path, options: ReadOptions | None = None) -> list[Finding]
 
 def _not_finite(archive: Archive) -> Iterator[Finding]:
     for name, tensor in archive.tensors.items():
-        if tensor.dtype.kind != "f":
-            continue
         array = tensor.read()
-        finite = np.isfinite(array)
-        if not finite.all():
+        if count := not_finite(array):
+            finite = np.isfinite(array)
             at = np.unravel_index(int(np.argmin(finite)), array.shape)
             yield Finding(
                 "not_finite",
                 f"tensor {name!r}",
-                f"{int((~finite).sum())} of {array.size} elements are NaN or infinite, the first at "
+                f"{count} of {array.size} elements are NaN or infinite, the first at "
                 f"{tuple(int(n) for n in at)}",
                 "Every result that they reach is NaN, and runtimes differ in how far it spreads.",
                 "Go back to a checkpoint from before training diverged.",

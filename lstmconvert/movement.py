@@ -24,6 +24,7 @@ from lstmconvert import pairing
 from lstmconvert.canonical import RecurrentLayer, Weights
 from lstmconvert.containers import Archive
 from lstmconvert.errors import ConversionError
+from lstmconvert.gates import Part
 from lstmconvert.geometry import Region, StandIn, cover
 from lstmconvert.model import Layer, Model
 from lstmconvert.tensors import Array, Lazy, same_bits
@@ -33,6 +34,7 @@ _MAPPED = 1 << 18
 """Elements of a tensor from which on its geometry is looked at, and not its elements."""
 _COUNTED = 1 << 22
 """Elements of a file up to which they are followed one by one where their geometry does not tell."""
+_STATES = (Part.INITIAL_HIDDEN, Part.INITIAL_CELL)
 _FAILURES = (ConversionError, ValueError, TypeError, KeyError, IndexError, AssertionError)
 
 
@@ -213,6 +215,7 @@ def _of_source(
         if layer.dtype.itemsize != numbering.width:
             continue
         seen = np.zeros(numbering.total, np.uint8)
+        started = np.zeros(numbering.total, bool)
         regions: dict[str, list[Region]] = {}
         computed = False
         own = [
@@ -236,7 +239,16 @@ def _of_source(
             if index.min(initial=0) < 0:
                 computed = True
                 break
-            _count(seen, index)
+            if place[1].endswith(_STATES):
+                # Two states may start from the same numbers, and one may be filled with a single number.
+                last = int(np.searchsorted(order, int(index.max(initial=0)), "right")) - 1
+                own_state = np.zeros_like(seen)
+                _count(own_state, index)
+                started |= own_state > 0
+                if index.size and numbered[names[last]].size > 1:
+                    seen[own_state > 1] = 2
+            else:
+                _count(seen, index)
             count += index.size
         if computed:
             skipped.append(f"layer {name!r} was not followed from its source: its numbers are computed there")
@@ -245,6 +257,7 @@ def _of_source(
             at = int(np.argmax(seen > 1))
             owner = names[int(np.searchsorted(order, at, "right")) - 1]
             problems.append(f"layer {name!r} uses element {at - int(starts[owner])} of {owner!r} twice")
+        seen[started & (seen == 0)] = 1
         for tensor in layer.origin:
             if tensor in numbered:
                 part = seen[int(starts[tensor]) : int(starts[tensor]) + numbered[tensor].size]

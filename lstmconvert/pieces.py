@@ -7,11 +7,14 @@ one after the other with the whole, each of these steps waits for memory.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TypeVar
 
 from lstmconvert.parallel import LARGE, ahead
 from lstmconvert.tensors import Array, Lazy, Ranges, Slices, little_endian, row_major, same_bits
+
+Result = TypeVar("Result")
 
 PIECE = 1 << 21
 """The most bytes of a piece."""
@@ -45,29 +48,35 @@ def pieces(tensor: Lazy) -> Iterator[memoryview]:
     return ahead(lambda n: little_endian(give(*ends[n])).data, len(ends))
 
 
-def same(a: Lazy, b: Lazy, held: list[Array]) -> bool:
-    """``same_bits`` of two arrays, of which at most one is read as a whole if they are large.
+def of_both(a: Lazy, b: Lazy, work: Callable[[Array, Array], Result], held: list[Array]) -> Iterator[Result]:
+    """What ``work`` gives for parts of two arrays of one shape that cover them; at most one is read whole.
+
+    Small arrays, and such as do not come in parts, are one part.
 
     Args:
         a, b: the arrays.
+        work: called with the same part of both, on several threads.
         held: receives what was read as a whole: while it is kept, others that lie in its memory are not
             read again.
     """
-    if (a.shape, a.dtype) != (b.shape, b.dtype):
-        return False
-    parts = _parts(a, b, held) if a.nbytes >= LARGE else None
+    parts = _parts(a, b, held) if a.nbytes >= LARGE and a.shape == b.shape else None
     if parts is None:
         held += (a.read(), b.read())
-        return same_bits(held[-2], held[-1])
+        return iter([work(held[-2], held[-1])])
     axis, first, second = parts
     length = a.shape[axis]
     step = max(1, PIECE * length // a.nbytes)
 
-    def work(number: int) -> bool:
+    def worked(number: int) -> Result:
         begin, end = step * number, min(length, step * (number + 1))
-        return same_bits(first(begin, end), second(begin, end))
+        return work(first(begin, end), second(begin, end))
 
-    return all(ahead(work, -(-length // step)))
+    return ahead(worked, -(-length // step))
+
+
+def same(a: Lazy, b: Lazy) -> bool:
+    """``same_bits`` of two arrays, of which at most one is read as a whole if they are large."""
+    return (a.shape, a.dtype) == (b.shape, b.dtype) and all(of_both(a, b, same_bits, []))
 
 
 def _parts(a: Lazy, b: Lazy, held: list[Array]) -> tuple[int, Slices, Slices] | None:

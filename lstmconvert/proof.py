@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from lstmconvert import pieces
 from lstmconvert.canonical import Equations, RecurrentDirection, RecurrentLayer, SequenceBehaviour, Weights
+from lstmconvert.finite import not_finite
 from lstmconvert.gates import Cell
 from lstmconvert.lowering import Rewrite
 from lstmconvert.movement import Movement
-from lstmconvert.pieces import same
 from lstmconvert.sampling import Sampler
-from lstmconvert.tensors import Array
+from lstmconvert.tensors import Array, same_bits
 from lstmconvert.values import dataclass
 
 SLACK = 8.0
@@ -46,6 +47,7 @@ class LayerProof:
         time_errors: largest difference of the outputs at every step.
         differing: blocks whose bits differ, with the largest difference, and that in units in the last
             place; ``None`` where no number of them says it (NaN, infinities, another dtype).
+        not_finite: blocks of the source that hold NaN or infinities, and how many.
     """
 
     name: str
@@ -56,6 +58,7 @@ class LayerProof:
     tolerance: float
     time_errors: tuple[float, ...] = ()
     differing: tuple[tuple[str, float, int | None], ...] = ()
+    not_finite: tuple[tuple[str, int], ...] = ()
 
     @property
     def not_run(self) -> bool:
@@ -218,12 +221,12 @@ def prove_layer(
         a, b = getattr(source, name), getattr(target, name)
         if a != b:
             raise ValueError(f"{name.replace('_', ' ')} is {a} in the source and {b} in the target")
-    differing = _differing(source, target)
+    differing, strange = _differing(source, target)
     bit_equal = not differing and _same_equations(source, target)
     if bit_equal and not full and _weights(source) > LARGE:
         # The same bits in the same equations: a run could show nothing more, and float64 copies of
         # a large layer would cost more than the conversion.
-        return LayerProof(source.name, target.name, True, 0.0, 0.0, 0.0)
+        return LayerProof(source.name, target.name, True, 0.0, 0.0, 0.0, not_finite=tuple(strange))
     first, second = _neutral(source), _neutral(target)
     narrow = _in_dtype(first, np.float32)
     x, lengths, state = excite(source, _SEED)
@@ -249,6 +252,7 @@ def prove_layer(
         allowed,
         tuple(float(s) for s in steps),
         tuple(differing),
+        tuple(strange),
     )
 
 
@@ -268,9 +272,14 @@ def _plain(value: Equations) -> tuple[Any, ...]:
     return tuple((name, dict(v) if isinstance(v, Mapping) else v) for name, v in items)
 
 
-def _differing(source: RecurrentLayer, target: RecurrentLayer) -> list[tuple[str, float, int | None]]:
-    """Blocks whose bits differ; an absent bias against a bias of zeros is no difference in bits that act."""
-    found = []
+def _differing(
+    source: RecurrentLayer, target: RecurrentLayer
+) -> tuple[list[tuple[str, float, int | None]], list[tuple[str, int]]]:
+    """Blocks whose bits differ, and those of the source with NaN or infinities.
+
+    An absent bias against a bias of zeros is no difference in bits that act.
+    """
+    found, strange = [], []
     for a, b in zip(source.directions, target.directions, strict=True):
         prefix = f"{a.direction} " if len(source.directions) == 2 else ""
         part = None
@@ -283,14 +292,25 @@ def _differing(source: RecurrentLayer, target: RecurrentLayer) -> list[tuple[str
                 held.clear()
             name = f"{prefix}{key[0]} {key[1] or ''}".strip()
             if one is not None and two is not None:
-                if not same(one, two, held):
+                parts = list(pieces.of_both(one, two, _looked_at, held))
+                equal, count = all(same for same, _ in parts), sum(number for _, number in parts)
+                if not equal:
                     found.append(_difference(name, one.read(), two.read()))
             else:
                 alone: Any = one if one is not None else two
                 values = alone.read()
+                count = not_finite(values) if one is not None else 0
                 if np.any(values):
                     found.append(_difference(name, values, np.zeros(values.shape, values.dtype)))
-    return found
+            if count:
+                strange.append((name, count))
+    return found, strange
+
+
+def _looked_at(x: Array, y: Array) -> tuple[bool, int]:
+    """Whether two arrays have the same bits, and how many numbers of the first are none."""
+    equal = same_bits(x, y)
+    return equal, not_finite(y if equal and y.flags.c_contiguous else x)
 
 
 def _difference(name: str, x: Array, y: Array) -> tuple[str, float, int | None]:

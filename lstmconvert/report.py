@@ -10,7 +10,8 @@ The report of a conversion or verification, version 1 (``schema``); later versio
     the largest of all layers and runs.
 ``layers``
     for each recurrent layer ``name``, ``target``, ``proved``, ``bit_equal``, the three errors,
-    ``time_errors`` (largest difference at each step), ``differing`` (``block``, ``max_abs_error``, ``ulps``).
+    ``time_errors`` (largest difference at each step), ``differing`` (``block``, ``max_abs_error``, ``ulps``),
+    ``not_finite`` (``block``, ``count``: NaN and infinities among the weights).
 ``whole``
     for each way in which the whole model was run: ``runtime``, ``proved``, the errors, ``first_difference``.
 ``data_movement``
@@ -112,6 +113,7 @@ def _layer_proof(layer: LayerProof) -> dict[str, Any]:
         "differing": [
             {"block": name, "max_abs_error": gap, "ulps": ulps} for name, gap, ulps in layer.differing
         ],
+        "not_finite": [{"block": name, "count": count} for name, count in layer.not_finite],
     }
 
 

@@ -12,10 +12,19 @@ from typing import Any
 import numpy as np
 
 from lstmconvert import interpreter, shapes
+from lstmconvert.canonical import RecurrentLayer
 from lstmconvert.errors import ConversionError, Usage
 from lstmconvert.interpreter.running import RunsDirections
 from lstmconvert.model import Model, OperationLayer, Port
-from lstmconvert.operations import Embedding, TimeDistributed, ValidSteps
+from lstmconvert.operations import (
+    AdditiveAttention,
+    Attention,
+    ConvolutionalLstm,
+    Embedding,
+    MultiHeadAttention,
+    TimeDistributed,
+    ValidSteps,
+)
 from lstmconvert.proof import LARGE, WholeProof, gap, rounding, scale
 from lstmconvert.sampling import Sampler
 from lstmconvert.tensors import Array
@@ -26,7 +35,10 @@ _CASES = ((2, 9), (1, 5))
 _LARGE_CASE = (2, 5)
 _LONGER = (1, 2, 4, 8, 16, 32, 64)
 """How many times more steps there may be, tried in turn."""
-_MOST_ELEMENTS = 1 << 24
+_MOST_ELEMENTS = 3 << 19
+"""Of all values together, from which on a model is not run on random inputs: a few bytes can say so."""
+_MOST_STEPS = 1 << 13
+"""Of all recurrent layers together, likewise."""
 
 
 def prove(
@@ -53,8 +65,8 @@ def prove(
     Returns:
         A proof for every way of running, and what could not be run, with the reason.
     """
-    if inputs is None and _elements(source) > _MOST_ELEMENTS:
-        return [], [f"the whole model was not run: its inputs would have {_elements(source):,} elements"]
+    if inputs is None and not full and (reason := _too_much(source)):
+        return [], [f"the whole model was not run: {reason} (--verify full runs it)"]
     if not full and inputs is None and source.weights > LARGE and target.calls is not None:
         short = _prove_large(source, target, same or {})
         if short is not None:
@@ -257,15 +269,23 @@ def _measured(model: Model, port: Port) -> str | None:
     return None
 
 
-def _elements(model: Model) -> int:
-    """Number of elements that random inputs would have at most."""
-    batch, time = _CASES[0]
-    return sum(
-        math.prod(
-            (batch if axis == 0 else time) if size is None else size for axis, size in enumerate(port.shape)
-        )
-        for port in model.inputs
-    )
+def _too_much(model: Model) -> str | None:
+    """What is too much about running a model on random inputs, if anything is."""
+    found = _shapes(model, *_CASES[0])
+    elements = sum(math.prod(n or 1 for n in shape) for shape in found.values())
+    steps = 0
+    for call in model.calls or ():
+        layer, shape = model.layers[call.layer], found[call.inputs[0]]
+        if isinstance(layer, RecurrentLayer):
+            steps += len(layer.directions) * (shape[1] or 1)
+        elif isinstance(layer.operation, ConvolutionalLstm):
+            steps += shape[1] or 1
+        elif isinstance(layer.operation, Attention | AdditiveAttention | MultiHeadAttention):
+            # Scores of every step with every other one.
+            elements += math.prod(n or 1 for n in (*shape, found[call.inputs[1]][1]))
+    if elements > _MOST_ELEMENTS:
+        return f"its values would have {elements:,} elements"
+    return f"its layers would run {steps:,} steps" if steps > _MOST_STEPS else None
 
 
 def outputs(

@@ -270,3 +270,41 @@ def test_the_movement_of_data_alone_finds_moves(framework: str, fault: str) -> N
     assert movement.of_source(write(model), honest).proved
     # One element used twice and another left out shows on the source's side as well.
     assert movement.of_source(write(model), wrong).proved == (fault != "overlap")
+
+
+@pytest.mark.parametrize(
+    ("held", "hidden", "cell", "proved"),
+    [
+        ([0.0], [0, 0, 0], [0, 0, 0], True),
+        ([1.0, 2.0, 3.0], [0, 1, 2], [0, 1, 2], True),
+        ([1.0, 2.0, 3.0], [0, 1, 1], [0, 1, 2], False),
+        ([1.0, 2.0, 3.0, 4.0], [0, 1, 2], [0, 1, 2], False),
+    ],
+    ids=["filled", "shared", "twice", "left out"],
+)
+def test_states_may_share_their_numbers(
+    held: list[float], hidden: list[int], cell: list[int], proved: bool
+) -> None:
+    """Exporters start both states of an LSTM from one constant, often a single zero."""
+    from lstmconvert.containers import Archive
+
+    layer = random_layer("lstm", seed=5, hidden_size=3)
+    (only,) = layer.directions
+    starts = {Part.INITIAL_HIDDEN: hidden, Part.INITIAL_CELL: cell}
+    plain = {f"{part} {gate}": block for (part, gate), block in only.weights.items()}
+
+    def read_all(archive: Archive) -> Model:
+        def state(places: list[int]) -> Lazy:
+            return archive.tensors["state"].map(lambda a: a[places], (3,))
+
+        blocks: dict[BlockKey, Lazy] = {key: archive.tensors[f"{key[0]} {key[1]}"] for key in only.weights}
+        blocks |= {(part, None): state(places) for part, places in starts.items()}
+        weights = Weights(only.weights.cell, blocks)
+        return Model(
+            {"lstm": replace(layer, directions=(replace(only, weights=weights),), origin=("state",))}
+        )
+
+    archive = Archive({"state": Lazy.of(np.array(held, np.float32)), **plain})
+    found = movement.of_source(archive, read_all)
+    assert not found.skipped
+    assert found.proved == proved, found

@@ -215,7 +215,14 @@ def _best(group: list[Found], tensors: Mapping[str, Lazy]) -> Found:
             expected=f"one of {names}",
             remedy="Give a mapping file with only the right one (--mapping FILE).",
         )
-    return fitting[0]
+    # A layout that fits because it does not know the bias that is damaged would lose it: the other one says
+    # what is wrong with it.
+    damaged = [
+        one
+        for one in group
+        if one.layout.cell is fitting[0].layout.cell and _held(one, tensors) > _held(fitting[0], tensors)
+    ]
+    return max(damaged, key=held) if damaged else fitting[0]
 
 
 def _local(found: Found, tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:

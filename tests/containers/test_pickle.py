@@ -198,3 +198,23 @@ def test_two_pickles_of_which_the_second_attacks(tmp_path: Path, monkeypatch: py
     path.write_bytes(stream.getvalue())
     assert list(container.read(path).tensors) == ["w"]
     assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("doubled", [False, True])
+@pytest.mark.parametrize(
+    "fault", [lambda a: a[:-1], lambda a: a.astype(np.int32)], ids=["short", "whole numbers"]
+)
+def test_a_damaged_bias_is_not_left_out(tmp_path: Path, fault: Any, doubled: bool) -> None:
+    """A layout without biases fits as well, and would convert a model that has lost one."""
+    rng = np.random.default_rng(1)
+    shapes = {"weight_ih": (12, 2), "weight_hh": (12, 3), "bias_ih": (12,), "bias_hh": (12,)}
+    tree = {f"0.cell.{name}": rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    if doubled:
+        tree |= {f"{name}_l0": tree[f"0.cell.{name}"] for name in shapes}
+    path = pickled(tmp_path / "a.pdparams", tree)
+    assert lc.read(path, framework="paddle").weights == 84
+    pickled(path, {**tree, "0.cell.bias_ih": fault(tree["0.cell.bias_ih"])})
+    with pytest.raises(BadFile, match=r"bias_ih"):
+        lc.read(path, framework="paddle")
+    with pytest.raises(lc.ConversionError):
+        lc.convert(path, tmp_path / "out.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from lstmconvert.errors import NotRepresentable
 from lstmconvert.frameworks import keras_live
 from lstmconvert.model import Model
 from lstmconvert.tensors import Array, same_bits
+from scripts import fuzz_models
 from tests.counting import COUNTED
 from tests.frameworks import keras_zoo, onnx_running
 from tests.frameworks.pytorch_running import module_of, run, written
@@ -136,3 +138,12 @@ def test_a_graph_that_differs_in_a_node_is_not_taken_for_what_it_is_not(name: st
         for port, got in zip(back.outputs, given if isinstance(given, tuple) else (given,), strict=True):
             assert_close(got, expected[port.name], context=f"{node.op_type} {node.name}")
     assert refused > 5
+
+
+def test_a_cast_that_is_an_output_stays_where_a_table_gives_a_mask(tmp_path: Path) -> None:
+    model = fuzz_models.models()["masked"]
+    model = replace(model, outputs=(replace(model.outputs[0], dtype="float16"),))
+    lc.write(model, tmp_path / "model.onnx")
+    back = lc.read(tmp_path / "model.onnx")
+    assert back.calls is not None, back.metadata["topology"]
+    assert back.outputs[0].dtype == "float16"

@@ -13,6 +13,7 @@ import lstmconvert as lc
 from lstmconvert.errors import NotRepresentable
 from lstmconvert.operations import LayerNormalization
 from lstmconvert.tensors import Array
+from scripts import fuzz_models
 from tests.counting import COUNTED
 from tests.frameworks import exporter_zoo, keras_zoo
 from tests.frameworks.pytorch_running import module_of, run, written
@@ -176,3 +177,18 @@ def test_what_only_resembles_a_normalisation_is_none(change: str, tmp_path: Path
         means[1].input[0] = means[0].input[0]
     onnx.save(model, path)
     assert lc.read(path).calls is None
+
+
+LOOPS = {"masked_loop", "rnn_loop", "gru_loop"}
+
+
+@pytest.mark.parametrize("path", sorted(fuzz_models.EXPORTED.glob("*.onnx")), ids=lambda path: path.stem)
+def test_what_was_exported_is_proved(path: Path, tmp_path: Path) -> None:
+    if path.stem in LOOPS:
+        with pytest.raises(lc.UnsupportedSource, match="there is no recurrent layer in it"):
+            lc.convert(path, tmp_path / "model.safetensors")
+        return
+    result = lc.convert(path, tmp_path / "model.safetensors")
+    assert result.proof is not None
+    assert result.proof.movement is not None
+    assert not result.proof.movement.skipped

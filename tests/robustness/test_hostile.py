@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import resource
 import subprocess
 import sys
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,11 @@ import numpy as np
 import pytest
 
 import lstmconvert
-from scripts import first_case
+from lstmconvert.finite import not_finite
+from lstmconvert.model import OperationLayer
+from lstmconvert.options import ReadOptions
+from lstmconvert.tensors import Lazy
+from scripts import first_case, fuzz_models
 from tests.loading import script
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -82,6 +89,40 @@ def test_a_hostile_configuration_is_one_plain_error(tmp_path: Path, case: str, t
         assert not (tmp_path / target).exists()
 
 
+# Sizes that a few bytes of a file say: the proof must not run them all.
+LONG: dict[str, Any] = {
+    "a million steps": sequential(layer(batch_input_shape=[None, 1_000_000, 1])),
+    "ten million repetitions": sequential(
+        layer(), {"class_name": "RepeatVector", "config": {"name": "r", "n": 10_000_000}}
+    ),
+    "attention among all steps": {
+        "class_name": "Model",
+        "config": {
+            "name": "m",
+            "layers": [
+                {"class_name": "InputLayer", "name": "x", "config": {"name": "x", "batch_input_shape": [None, 8000, 1]}, "inbound_nodes": []},
+                {**layer(return_sequences=True), "name": "lstm_1", "inbound_nodes": [[["x", 0, 0, {}]]]},
+                {"class_name": "AdditiveAttention", "name": "a", "config": {"name": "a", "use_scale": False},
+                 "inbound_nodes": [[["lstm_1", 0, 0, {}], ["lstm_1", 0, 0, {}]]]},
+            ],
+            "input_layers": [["x", 0, 0]],
+            "output_layers": [["a", 0, 0]],
+        },
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LONG)
+def test_a_size_that_a_file_claims_is_not_run(tmp_path: Path, case: str) -> None:
+    result = lstmconvert.convert(hostile(tmp_path, LONG[case]), tmp_path / "out.safetensors")
+    assert result.proof is not None
+    assert result.proof.proved
+    assert any("the whole model was not run: its" in reason for reason in result.proof.skipped)
+    outcome = run(tmp_path / "model.h5", tmp_path / "again.safetensors")
+    assert outcome.status == 0, outcome
+    assert outcome.cpu < 5, outcome
+
+
 class Outcome:
     """How a conversion ended."""
 
@@ -117,6 +158,89 @@ def test_a_thousand_layers_are_no_trouble(tmp_path: Path) -> None:
     assert outcome.cpu < 20, outcome
 
 
+STRANGE = np.array([0x7FC12345, 0xFFA00001, 0xFF800000, 0x7F800000, 0x80000000], np.uint32)
+"""NaN with two payloads, one of them signalling, both infinities and a negative zero."""
+
+
+def numbers_in(path: Path) -> np.ndarray[Any, Any]:
+    """The bits of all float32 numbers in a file, by libraries of others."""
+    if path.suffix in (".safetensors", ".npz"):
+        if path.suffix == ".npz":
+            arrays = list(np.load(path).values())
+        else:
+            from safetensors.numpy import load_file
+
+            arrays = list(load_file(path).values())
+    elif path.suffix == ".onnx":
+        import onnx
+
+        arrays = [onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer]
+    elif path.suffix == ".pt":
+        import torch
+
+        arrays = [tensor.numpy() for tensor in torch.load(path).values()]
+    else:
+        arrays = []
+        content = (
+            zipfile.ZipFile(path).read("model.weights.h5") if path.suffix == ".keras" else path.read_bytes()
+        )
+        with h5py.File(io.BytesIO(content)) as file:
+            file.visititems(
+                lambda _, item: arrays.append(item[()]) if isinstance(item, h5py.Dataset) else None
+            )
+    flat = [np.ascontiguousarray(a).view(np.uint32).ravel() for a in arrays if a.dtype == np.float32]
+    return np.concatenate(flat)
+
+
+@pytest.mark.parametrize(
+    "target", ["out.safetensors", "out.pt", "out.onnx", "out.keras", "out.h5", "out.weights.h5", "out.npz"]
+)
+def test_nan_and_infinities_arrive_bit_for_bit_and_are_reported(tmp_path: Path, target: str) -> None:
+    source = hostile(tmp_path, sequential(layer()))
+    with h5py.File(source, "r+") as file:
+        data = file["model_weights/lstm_1/lstm_1/recurrent_kernel:0"]
+        data[0, :5] = STRANGE.view(np.float32)
+    result = lstmconvert.convert(source, tmp_path / target)
+    arrived = numbers_in(tmp_path / target)
+    assert all(np.count_nonzero(arrived == bits) == 1 for bits in STRANGE)
+    assert result.proof is not None
+    (sentence,) = [s for s in result.proof.skipped if "NaN or infinite weights" in s]
+    assert "4 in layer 'lstm_1': recurrent input, recurrent forget" in sentence
+    assert result.report["layers"][0]["not_finite"] == [
+        {"block": "recurrent input", "count": 3}, {"block": "recurrent forget", "count": 1},
+    ]  # fmt: skip
+    verified = lstmconvert.verify(
+        source, tmp_path / target, options=ReadOptions(activation="tanh", recurrent_activation="sigmoid")
+    )
+    assert sentence in verified.skipped
+
+
+def test_nan_in_a_neighbour_is_reported(tmp_path: Path) -> None:
+    model = fuzz_models.models()["attention"]
+    norm = model.layers["norm"]
+    assert isinstance(norm, OperationLayer)
+    spoilt = replace(norm, weights={**norm.weights, "scale": Lazy.of(np.full(4, np.inf, np.float32))})
+    lstmconvert.write(replace(model, layers={**model.layers, "norm": spoilt}), tmp_path / "model.keras")
+    result = lstmconvert.convert(tmp_path / "model.keras", tmp_path / "model.onnx")
+    assert result.proof is not None
+    assert any("4 in layer 'norm': scale" in sentence for sentence in result.proof.skipped)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float16", "float32", "float64", "bfloat16", "float8_e5m2", "float8_e4m3fn"]
+)
+def test_nan_is_counted_in_every_dtype(dtype: str) -> None:
+    import ml_dtypes
+
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    largest = np.full((3, 4), float(ml_dtypes.finfo(kind).max)).astype(kind)
+    assert not_finite(largest) == 0  # though the sum is infinite
+    largest[1, 2] = np.nan
+    assert not_finite(largest) == 1
+    assert not_finite(largest.T[2:]) == 1
+    assert not_finite(largest[:0]) == not_finite(np.zeros(3, np.int8)) == 0
+
+
 NAMES = (
     '"); import os; os.system("touch pwned"); ("', "'''", '"""', "a\nimport os", "a\\", "#", "{0}", "%s", "class", "None",
     "__init__", "forward", "self", "load_state_dict", "import", "\u202edrow", "\uff4c\uff53\uff54\uff4d", "\u217clstm", "1", " ", "a/b/c",
@@ -128,8 +252,6 @@ ALLOWED = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef, ast.Expr, 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_no_name_gets_into_generated_source(tmp_path: Path, name: str) -> None:
     model = lstmconvert.read(first_case.write_model(tmp_path / "model.h5", "sigmoid"))
-    from dataclasses import replace
-
     old = next(iter(model.recurrent))
     layers = {
         name if key == old else key: replace(value, name=name) if key == old else value

@@ -57,11 +57,9 @@ def with_mask(
         )
         rest.insert(place, looked_up)
         used = {name for other in rest for name in _taken(other)}
-        rest = [
-            other
-            for other in rest
-            if not _is(layers[other.layer], Cast) or not used.isdisjoint(other.outputs)
-        ]
+        # Only the cast that the table took its index from; another may be an output of the model.
+        if index != mask.index and index not in used:
+            rest = [other for other in rest if index not in other.outputs]
         changed = replace(layer, operation=replace(layer.operation, mask_zero=True))
         return rest, {**layers, layer.name: changed}
     raise UnsupportedSource(
