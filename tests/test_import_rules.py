@@ -33,10 +33,13 @@ ROOMS: tuple[frozenset[str], ...] = (
             "tensors",
             "options",
             "axes",
+            "finite",
             "geometry",
+            "packing",
             "sampling",
             "reading_notes",
             "parallel",
+            "pieces",
             "plain_toml",
         }
     ),
