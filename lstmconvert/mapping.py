@@ -36,7 +36,7 @@ The language is described in docs form at the top of each table below:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from functools import cache
 from pathlib import Path
@@ -224,7 +224,40 @@ class MappingFile:
 
     def of_cell(self, cell: Cell) -> tuple[Layout, ...]:
         """The layouts of a cell, in the order of the file."""
-        return tuple(layout for layout in self.layouts.values() if layout.cell is cell)
+        named = self.layouts.naming(cell) if isinstance(self.layouts, _Layouts) else self.layouts
+        return tuple(layout for name in named if (layout := self.layouts[name]).cell is cell)
+
+
+class _Layouts(Mapping[str, Layout]):
+    """The layouts of a built-in file, each read when it is first asked for: most conversions need few.
+
+    Args:
+        texts: the part of the file that belongs to each.
+        read: reads one.
+    """
+
+    def __init__(self, texts: Mapping[str, str], read: Callable[[str, str], Layout]) -> None:
+        self._texts = texts
+        self._read = read
+        self._found: dict[str, Layout] = {}
+
+    def __getitem__(self, name: str) -> Layout:
+        if name not in self._found:
+            self._found[name] = self._read(name, self._texts[name])
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._texts
+
+    def naming(self, word: str) -> list[str]:
+        """The layouts in whose text a word stands between quotes; the others cannot mean it."""
+        return [name for name, text in self._texts.items() if f'"{word}"' in text]
 
 
 def folder() -> Path:
@@ -245,7 +278,35 @@ def load(name: str) -> MappingFile:
     if not path.is_file():
         known = sorted(p.stem for p in folder().glob("*.toml"))
         raise BadFile(f"no framework is called {name!r}", expected=f"one of {', '.join(known)}")
-    return _load(path, _parsed)
+    text = _text(path)
+    rest, parts = _apart(text)
+    data = _parsed(rest, path)
+    around = _Reader(text)
+    sets = around.activation_sets(data)
+
+    def read(layout: str, part: str) -> Layout:
+        reader = _Reader(text)
+        found = reader.layout(layout, _parsed(part, path)["layout"][layout], sets)
+        reader.check(path)
+        assert found is not None  # else there is a fault
+        return found
+
+    result = around.mapping(data, path, _Layouts(parts, read))
+    around.check(path)
+    return result
+
+
+def _apart(text: str) -> tuple[str, dict[str, str]]:
+    """The text of a built-in file without its layouts, and that of each layout."""
+    rest: list[str] = []
+    parts: dict[str, list[str]] = {}
+    lines = rest
+    for line in text.split("\n"):
+        if line.startswith("["):
+            table, _, below = line.strip("[]").partition(".")
+            lines = parts.setdefault(below.partition(".")[0], []) if table == "layout" else rest
+        lines.append(line)
+    return "\n".join(rest), {name: "\n".join(part) for name, part in parts.items()}
 
 
 def load_file(path: Path) -> MappingFile:
@@ -254,41 +315,42 @@ def load_file(path: Path) -> MappingFile:
     Raises:
         BadFile: listing every fault as ``line N: table.key: what is wrong``.
     """
-    import tomllib  # only for files of others: its start-up is felt
+    text = _text(path)
+    data = _of_tomllib(text, path)
+    reader = _Reader(text)
+    result = reader.mapping(data, path)
+    reader.check(path)
+    return result
 
-    return _load(path, tomllib.loads)
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadFile("the mapping file cannot be read", file=path, found=error) from error
 
 
-def _parsed(text: str) -> dict[str, Any]:
-    """The TOML of a built-in file."""
+def _parsed(text: str, path: Path) -> dict[str, Any]:
+    """The TOML of a built-in file, or of a part of it."""
     try:
         return plain_toml.loads(text)
     except ValueError:
-        import tomllib
+        return _of_tomllib(text, path)
 
+
+def _of_tomllib(text: str, path: Path) -> dict[str, Any]:
+    import tomllib  # only for files of others: its start-up is felt
+
+    try:
         return tomllib.loads(text)
-
-
-def _load(path: Path, parsed: Callable[[str], dict[str, Any]]) -> MappingFile:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadFile("the mapping file cannot be read", file=path, found=error) from error
-    try:
-        data = parsed(text)
-    except ValueError as error:
+    except tomllib.TOMLDecodeError as error:
         raise BadFile(f"the mapping file is not valid TOML: {error}", file=path) from error
-    reader = _Reader(text)
-    result = reader.mapping(data, path)
-    if reader.faults:
-        raise BadFile("the mapping file has faults:\n  " + "\n  ".join(reader.faults), file=path)
-    return result
 
 
 def framework_head(path: Path) -> Mapping[str, Any]:
     """Only the ``[framework]`` table of a mapping file: cheap enough to do for all of them."""
     head = path.read_text(encoding="utf-8").split("\n[layout", 1)[0]
-    table: Mapping[str, Any] = _parsed(head).get("framework", {})
+    table: Mapping[str, Any] = _parsed(head, path).get("framework", {})
     return table
 
 
@@ -296,8 +358,17 @@ class _Reader:
     """Turns parsed TOML into values and collects every fault on the way."""
 
     def __init__(self, text: str) -> None:
-        self.lines = text.splitlines()
+        self._whole = text
         self.faults: list[str] = []
+
+    def check(self, path: Path) -> None:
+        """See that there were no faults.
+
+        Raises:
+            BadFile: listing them.
+        """
+        if self.faults:
+            raise BadFile("the mapping file has faults:\n  " + "\n  ".join(self.faults), file=path)
 
     def fault(self, path: str, problem: str) -> None:
         line = self._line(path)
@@ -309,7 +380,7 @@ class _Reader:
         best: int | None = None
         best_depth = 0
         table: list[str] = []
-        for number, line in enumerate(self.lines, 1):
+        for number, line in enumerate(self._whole.splitlines(), 1):
             header = re.match(r"\s*\[+([^\]]+)\]+", line)
             key = re.match(r"\s*([\w.-]+)\s*=", line)
             if header:
@@ -370,7 +441,10 @@ class _Reader:
 
     # The file, table by table.
 
-    def mapping(self, data: Mapping[str, Any], path: Path) -> MappingFile:
+    def mapping(
+        self, data: Mapping[str, Any], path: Path, apart: Mapping[str, Layout] | None = None
+    ) -> MappingFile:
+        """The file; where its layouts are read ``apart``, ``data`` is what stands around them."""
         top = self.keys(data, "", ("schema", "framework", "layout", "activations"), ("schema", "framework"))
         if top.get("schema") != SCHEMA:
             self.fault("schema", f"found {top.get('schema')!r}, this version reads schema {SCHEMA}")
@@ -396,21 +470,17 @@ class _Reader:
             separators = ()
         if (verified := values.get("verified")) is not None:
             self.choice(verified, "framework.verified", ("runtime", "documented", "user"))
-        sets = {
-            name: tuple(
-                p
-                for item in self.texts(items, f"activations.{name}")
-                for p in self.pattern(item, f"activations.{name}")
+        if apart is None:
+            sets = self.activation_sets(top)
+            layouts: Mapping[str, Layout] = MappingProxyType(
+                {
+                    name: layout
+                    for name, table in (top.get("layout") or {}).items()
+                    if (layout := self.layout(name, table, sets)) is not None
+                }
             )
-            for name, items in self.keys(
-                top.get("activations", {}), "activations", tuple(top.get("activations", {}))
-            ).items()
-        }
-        layouts = {
-            name: layout
-            for name, table in (top.get("layout") or {}).items()
-            if (layout := self.layout(name, table, sets)) is not None
-        }
+        else:
+            layouts = apart
         return MappingFile(
             name=values.get("name", ""),
             title=values.get("title", values.get("name", "")),
@@ -421,11 +491,24 @@ class _Reader:
             module=values.get("module", ""),
             containers=lists.get("containers", ()),
             suffixes=lists.get("suffixes", ()),
-            layouts=MappingProxyType(layouts),
+            layouts=layouts,
             path=path,
             separators=separators,
             detect=self.flag(head.get("detect", True), "framework.detect"),
         )
+
+    def activation_sets(self, top: Mapping[str, Any]) -> Mapping[str, tuple[ActivationPattern, ...]]:
+        """The table ``[activations]``."""
+        return {
+            name: tuple(
+                p
+                for item in self.texts(items, f"activations.{name}")
+                for p in self.pattern(item, f"activations.{name}")
+            )
+            for name, items in self.keys(
+                top.get("activations", {}), "activations", tuple(top.get("activations", {}))
+            ).items()
+        }
 
     def layout(
         self, name: str, table: Any, sets: Mapping[str, tuple[ActivationPattern, ...]]

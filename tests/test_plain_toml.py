@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lstmconvert import mapping, plain_toml
+from lstmconvert.errors import BadFile
+from lstmconvert.gates import Cell
 
 FILES = sorted(mapping.folder().glob("*.toml"))
 
@@ -19,7 +21,33 @@ def test_every_file_of_the_package_is_plain_and_read_as_tomllib_reads_it(path: P
     text = path.read_text(encoding="utf-8")
     assert plain_toml.loads(text) == tomllib.loads(text)
     assert mapping.framework_head(path) == tomllib.loads(text)["framework"]
-    assert mapping.load(path.stem) == mapping.load_file(path)
+    built_in, whole = mapping.load(path.stem), mapping.load_file(path)
+    assert built_in == whole
+    assert list(built_in.layouts) == list(whole.layouts)
+    for cell in Cell:
+        assert built_in.of_cell(cell) == whole.of_cell(cell)
+
+
+def test_a_layout_of_the_package_is_read_when_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (mapping.folder() / "numpy.toml").read_text(encoding="utf-8")
+    text += '\n[layout.bad]\ncell = "lstm"\n\n[layout.worse]\ncell = "gru\n'
+    (tmp_path / "broken.toml").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(mapping, "folder", lambda: tmp_path)
+    described = mapping.load("broken")
+    monkeypatch.undo()
+    good = mapping.load("numpy").layouts
+    assert [described.layouts[name] for name in good] == list(good.values())
+    line = text.splitlines().index("[layout.bad]") + 1
+    with pytest.raises(BadFile, match=rf"line {line}: layout\.bad: the key 'tensors' is missing"):
+        described.layouts["bad"]
+    with pytest.raises(BadFile, match="not valid TOML"):
+        described.layouts["worse"]
+    assert "bad" in described.layouts
+    assert "none" not in described.layouts
+    with pytest.raises(KeyError):
+        described.layouts["none"]
 
 
 @pytest.mark.parametrize(

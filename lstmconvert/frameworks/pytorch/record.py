@@ -123,9 +123,7 @@ def _recurrent_from_json(
         found = layouts.unpack(layout, local, place.layer)
         if len(found) != len(place.directions):
             raise ValueError("another number of directions")
-        origin += [
-            place.prefix + n for n in layouts.tensor_names(layout, tuple(found), place.layer) if n in local
-        ]
+        origin += [place.prefix + n for n in _names(place.layout, tuple(found), place.layer) if n in local]
         stored = layout.gates
         for row, (direction, blocks) in enumerate(zip(place.directions, found.values(), strict=True)):
             for part, name in zip(INITIAL, place.initial, strict=False):
@@ -145,6 +143,12 @@ def _recurrent_from_json(
         stored,
         MappingProxyType({str(k): str(v) for k, v in data["notes"].items()}),
     )
+
+
+@functools.lru_cache(maxsize=256)
+def _names(layout: str, directions: tuple[Direction, ...], layer: str) -> tuple[str, ...]:
+    """The names of a layout's tensors; the proof reads the same layers several times."""
+    return layouts.tensor_names(layout_named(layout), directions, layer)
 
 
 def _row(lazy: Lazy, row: int) -> Lazy:
