@@ -37,6 +37,8 @@ ROOMS: tuple[frozenset[str], ...] = (
             "sampling",
             "reading_notes",
             "parallel",
+            "finite",
+            "prefixed",
         }
     ),
     frozenset({"canonical"}),

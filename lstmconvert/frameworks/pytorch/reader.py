@@ -36,6 +36,7 @@ from lstmconvert.layout import Found
 from lstmconvert.mapping import Layout
 from lstmconvert.model import Model
 from lstmconvert.options import ReadOptions
+from lstmconvert.prefixed import Prefixed
 from lstmconvert.provenance import KEY as PROVENANCE
 from lstmconvert.provenance import loads as provenance_of
 from lstmconvert.reading_notes import Note, dequantised
@@ -189,9 +190,7 @@ def _layers(
     taken: Mapping[str, RecurrentLayer],
 ) -> list[RecurrentLayer]:
     """The canonical layers of a module."""
-    local = {
-        name.removeprefix(module.prefix): t for name, t in tensors.items() if name.startswith(module.prefix)
-    }
+    local = Prefixed(module.prefix, tensors)
     result: list[RecurrentLayer] = []
     for number in module.layers:
         layout = _layout(module, local, number)
