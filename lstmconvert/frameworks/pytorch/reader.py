@@ -144,7 +144,17 @@ def _modules(tensors: Mapping[str, Lazy]) -> list[_Module]:
 
     def first(item: tuple[tuple[str, bool], list[Found]]) -> int:
         (prefix, is_cell), ones = item
-        return names[_kernel_name(prefix, ones[0].layer, is_cell=is_cell)]
+        return min(names[kernel_of(prefix, one.layer, is_cell=is_cell)] for one in ones)
+
+    def kernel_of(prefix: str, layer: str, *, is_cell: bool) -> str:
+        kernel = _kernel_name(prefix, layer, is_cell=is_cell)
+        if kernel not in names:
+            raise BadFile(
+                "a backward direction is there, and the forward one is missing",
+                place=kernel,
+                expected="the input weights of both directions",
+            )
+        return kernel
 
     modules = []
     for (prefix, is_cell), ones in sorted(found.items(), key=first):
