@@ -134,7 +134,7 @@ def run(
 
     started = time.perf_counter()
     source = open_source(source_path, read_options)
-    if not source.model.recurrent and source.model.calls is None:
+    if not source.model.recurrent and not source.model.calls:
         raise UnsupportedSource(
             "there is no recurrent layer in it", file=source_path, found=_listing(source.archive)
         )

@@ -41,6 +41,7 @@ ROOMS: tuple[frozenset[str], ...] = (
             "parallel",
             "pieces",
             "plain_toml",
+            "prefixed",
         }
     ),
     frozenset({"canonical"}),

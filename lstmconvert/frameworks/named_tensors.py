@@ -39,6 +39,7 @@ from lstmconvert.layout import Found
 from lstmconvert.mapping import ActivationPattern, Layout, MappingFile
 from lstmconvert.model import Layer, Model, OperationLayer
 from lstmconvert.options import ReadOptions, WriteOptions
+from lstmconvert.prefixed import Prefixed
 from lstmconvert.provenance import LayerRecord, Provenance
 from lstmconvert.stacks import STACK
 from lstmconvert.tensors import Lazy
@@ -225,10 +226,8 @@ def _best(group: list[Found], tensors: Mapping[str, Lazy]) -> Found:
     return max(damaged, key=held) if damaged else fitting[0]
 
 
-def _local(found: Found, tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
-    return {
-        name.removeprefix(found.prefix): t for name, t in tensors.items() if name.startswith(found.prefix)
-    }
+def _local(found: Found, tensors: Mapping[str, Lazy]) -> Mapping[str, Lazy]:
+    return Prefixed(found.prefix, tensors)
 
 
 def _names(found: Sequence[Found]) -> list[tuple[str, str | None]]:

@@ -181,6 +181,8 @@ class Graphs:
         if fold is None:
             return False
         inputs = [scope.known(name) if name else None for name in node.input]
+        if not inputs and node.op_type in ("Shape", "Size"):
+            return False
         if node.op_type in ("Shape", "Size") and not isinstance(inputs[0], Lazy):
             inputs = [self._shape_of(inputs[0], node.input[0], scope)]
         elif node.op_type not in folds.TAKES_UNKNOWN and any(

@@ -393,10 +393,14 @@ def _gelu(place: Place) -> Held | None:
     return None
 
 
-def _factors(place: Place, name: str) -> tuple[list[str], float]:
+_NESTED = 6
+"""Products in products that are looked into: a spelled-out GELU has three, a graph that is wrong no end."""
+
+
+def _factors(place: Place, name: str, depth: int = _NESTED) -> tuple[list[str], float]:
     """The tensors of which a tensor is the product, and the number in it."""
     maker = place.flow.maker(name)
-    if maker is None or maker[0].op_type not in ("Mul", "Div"):
+    if maker is None or maker[0].op_type not in ("Mul", "Div") or not depth:
         return [name], 1.0
     factors, product = [], 1.0
     for place_of, given in enumerate(maker[0].input):
@@ -407,7 +411,7 @@ def _factors(place: Place, name: str) -> tuple[list[str], float]:
         elif divides:
             return [name], 1.0
         else:
-            inner, scale = _factors(place, given)
+            inner, scale = _factors(place, given, depth - 1)
             factors += inner
             product *= scale
     return factors, product

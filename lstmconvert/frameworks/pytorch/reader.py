@@ -36,6 +36,7 @@ from lstmconvert.layout import Found
 from lstmconvert.mapping import Layout
 from lstmconvert.model import Model
 from lstmconvert.options import ReadOptions
+from lstmconvert.prefixed import Prefixed
 from lstmconvert.provenance import KEY as PROVENANCE
 from lstmconvert.provenance import loads as provenance_of
 from lstmconvert.reading_notes import Note, dequantised
@@ -143,7 +144,17 @@ def _modules(tensors: Mapping[str, Lazy]) -> list[_Module]:
 
     def first(item: tuple[tuple[str, bool], list[Found]]) -> int:
         (prefix, is_cell), ones = item
-        return names[_kernel_name(prefix, ones[0].layer, is_cell=is_cell)]
+        return min(names[kernel_of(prefix, one.layer, is_cell=is_cell)] for one in ones)
+
+    def kernel_of(prefix: str, layer: str, *, is_cell: bool) -> str:
+        kernel = _kernel_name(prefix, layer, is_cell=is_cell)
+        if kernel not in names:
+            raise BadFile(
+                "a backward direction is there, and the forward one is missing",
+                place=kernel,
+                expected="the input weights of both directions",
+            )
+        return kernel
 
     modules = []
     for (prefix, is_cell), ones in sorted(found.items(), key=first):
@@ -189,9 +200,7 @@ def _layers(
     taken: Mapping[str, RecurrentLayer],
 ) -> list[RecurrentLayer]:
     """The canonical layers of a module."""
-    local = {
-        name.removeprefix(module.prefix): t for name, t in tensors.items() if name.startswith(module.prefix)
-    }
+    local = Prefixed(module.prefix, tensors)
     result: list[RecurrentLayer] = []
     for number in module.layers:
         layout = _layout(module, local, number)

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 from lstmconvert import layout as layouts
-from lstmconvert import provenance
+from lstmconvert import provenance, shapes
 from lstmconvert.activations import Activation
 from lstmconvert.canonical import (
     RecurrentDirection,
@@ -74,12 +74,14 @@ def loads(text: object, tensors: Mapping[str, Lazy]) -> Model | None:
             layer = layers[str(item["key"])] = read(item, tensors, names)
             if layer.name != item["key"]:
                 return None
-        return Model(
+        model = Model(
             MappingProxyType(layers),
             tuple(_from_json(Call, item) for item in data["calls"]),
             tuple(_from_json(Port, item) for item in data["inputs"]),
             tuple(_from_json(Port, item) for item in data["outputs"]),
         )
+        shapes.infer(model)  # whether every layer is fed what it takes
+        return model
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, BadFile):
         return None
 
