@@ -338,9 +338,12 @@ def ulps(a: Array, b: Array) -> int | None:
 
 
 def _in_dtype(layer: RecurrentLayer, dtype: type[np.floating[Any]]) -> RecurrentLayer:
+    def to_dtype(array: Array) -> Array:
+        return array.astype(dtype)
+
     def cast(direction: RecurrentDirection) -> RecurrentDirection:
         weights: Weights = direction.weights.mapped(
-            lambda _key, block: block.map(lambda a: a.astype(dtype), block.shape, dtype)
+            lambda _key, block: block if block.dtype == dtype else block.map(to_dtype, block.shape, dtype)
         )
         return replace(direction, weights=weights)
 
