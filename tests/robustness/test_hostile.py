@@ -6,6 +6,7 @@ import ast
 import io
 import json
 import resource
+import runpy
 import subprocess
 import sys
 import zipfile
@@ -270,6 +271,27 @@ def test_no_name_gets_into_generated_source(tmp_path: Path, name: str) -> None:
         n.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import) for n in node.names
     }
     assert "os" not in imports
+
+
+def test_names_that_become_the_same_stay_apart(tmp_path: Path) -> None:
+    """Spaces, dots, keywords and look-alike letters: what is left of the names is equal."""
+    import torch
+
+    model = fuzz_models.models()["attention"]
+    names = dict(
+        zip(model.layers, ("a b", "a_b", "a.b", "\uff41_b", "class", "Class", "class_"), strict=True)
+    )
+    renamed = replace(
+        model,
+        layers={names[key]: replace(layer, name=names[key]) for key, layer in model.layers.items()},
+        calls=tuple(replace(call, layer=names[call.layer]) for call in model.calls or ()),
+    )
+    for target in ("out.onnx", "out.keras", "out.safetensors"):
+        lstmconvert.write(renamed, tmp_path / target)
+        assert lstmconvert.verify(renamed, tmp_path / target).proved
+    built = runpy.run_path(str(tmp_path / "out.py"))["Model"].load(tmp_path / "out.safetensors")
+    x = np.random.default_rng(1).normal(size=(2, 5, 3)).astype(np.float32)
+    np.testing.assert_allclose(built(torch.from_numpy(x)).detach().numpy(), model.run(x), atol=1e-6)
 
 
 def test_the_fuzzer_finds_nothing_in_a_short_run(tmp_path: Path) -> None:
