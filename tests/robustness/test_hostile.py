@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import random
 import resource
 import runpy
 import subprocess
@@ -347,6 +348,16 @@ def test_a_case_of_a_seed_is_always_the_same() -> None:
     assert [fuzz.make_case(known, 5, n) for n in range(50)] == [
         fuzz.make_case(known, 5, n) for n in range(50)
     ]
+
+
+def test_graphs_are_damaged_in_every_way() -> None:
+    """Also those whose names are no text any more; a mutator that fails would stop the whole run."""
+    fuzz = script("fuzz")
+    data = (fuzz_models.EXPORTED / "rnn_loop.onnx").read_bytes()
+    changed = {fuzz._graph(data, random.Random(number)) for number in range(200)}
+    assert len(changed) > 150
+    spoilt = data.replace(b"sequential", b"seq\xe1ential")
+    assert len({fuzz._graph(spoilt, random.Random(number)) for number in range(200)}) > 1
 
 
 @pytest.mark.parametrize("path", FUZZ, ids=lambda path: path.stem)
