@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -409,13 +411,24 @@ def weights_mlx(path: Path) -> list[Array]:
     return [np.array(tensors[name]) for name in sorted(tensors)]
 
 
-# tinygrad: needs clang, and compiles for every shape; few options.
+# tinygrad: compiles for every shape with clang, or runs its emulation in Python; few options.
+
+
+@cache
+def _tinygrad_device() -> str:
+    """Where tinygrad computes, from now on by default."""
+    from tinygrad.helpers import DEV
+
+    device = "CPU" if shutil.which(os.environ.get("CC", "clang")) else "PYTHON"
+    DEV.value = device
+    return device
 
 
 def _tinygrad_run(tensors: Tree, x: Array) -> Array:
     from tinygrad import Tensor, nn
     from tinygrad.nn.state import load_state_dict
 
+    _tinygrad_device()
     width = tensors["weight_ih"].shape[1]
     cell = nn.LSTMCell(width, HIDDEN, bias="bias_ih" in tensors)
     load_state_dict(cell, tensors, verbose=False)
@@ -429,14 +442,19 @@ def _tinygrad_run(tensors: Tree, x: Array) -> Array:
 
 
 def make_tinygrad(case: Case, folder: Path) -> Sample:
+    from safetensors.numpy import save_file
     from tinygrad import Tensor, nn
     from tinygrad.nn.state import get_state_dict, safe_save
 
+    device = _tinygrad_device()
     rng = np.random.default_rng(case.seed)
     shapes = get_state_dict(nn.LSTMCell(INPUT, HIDDEN, bias=case.bias))
     tensors = {name: Tensor(draw(rng, t.shape)).realize() for name, t in shapes.items()}
     path = folder / "source.safetensors"
-    safe_save(tensors, str(path))
+    if device == "CPU":
+        safe_save(tensors, str(path))
+    else:  # tinygrad compiles something to write a file, which is plain safetensors
+        save_file({name: tensor.numpy() for name, tensor in tensors.items()}, path)
     x = inputs(case)
     return Sample(path, x, _tinygrad_run(tensors, x))
 
@@ -444,7 +462,7 @@ def make_tinygrad(case: Case, folder: Path) -> Sample:
 def run_tinygrad(path: Path, x: Array, case: Case) -> Array:
     from tinygrad.nn.state import safe_load
 
-    tensors = {name: t.to("CPU").realize() for name, t in safe_load(path).items()}
+    tensors = {name: t.to(_tinygrad_device()).realize() for name, t in safe_load(path).items()}
     for names in _by_prefix(iter(tensors)).values():
         x = _tinygrad_run({name.rpartition(".")[2]: tensors[name] for name in names}, x)
     return x
