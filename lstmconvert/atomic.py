@@ -55,7 +55,9 @@ def replacing(*targets: Path, overwrite: bool, sources: Sequence[Path] = ()) -> 
         for final in finals:
             if final.parent not in folders:
                 _remove_abandoned(final.parent)
-                folders[final.parent] = _new_folder(final.parent)
+                # Known before it is made, so that an interruption right after it still removes it.
+                folders[final.parent] = final.parent / (_PREFIX + os.urandom(8).hex())
+                _make(folders[final.parent])
                 locks.append(_locked(folders[final.parent]))
         yield tuple(folders[final.parent] / final.name for final in finals)
         _commit(_moves(finals, folders), overwrite=overwrite, sources=sources)
@@ -99,14 +101,12 @@ def _exists(target: Path) -> Usage:
     return Usage("the output exists already", file=target, remedy="Replace it with --overwrite.")
 
 
-def _new_folder(parent: Path) -> Path:
+def _make(folder: Path) -> None:
     try:
-        folder = parent / (_PREFIX + os.urandom(8).hex())
         folder.mkdir(mode=0o700)
-        return folder
     except OSError as error:
         raise Usage(
-            f"the folder of the output cannot be written to: {error.strerror}", file=parent
+            f"the folder of the output cannot be written to: {error.strerror}", file=folder.parent
         ) from error
 
 

@@ -768,6 +768,7 @@ def quantized_model(case: Case, tmp_path: Path, *, per_channel: bool) -> onnx.Mo
         tmp_path / "quantized.onnx",
         per_channel=per_channel,
         weight_type=QuantType.QInt8,
+        reduce_range=True,  # without it ONNX Runtime's sums overflow on processors without VNNI
     )
     model = onnx.load(tmp_path / "quantized.onnx")
     assert [node.op_type for node in model.graph.node] == ["DynamicQuantizeLSTM"]
@@ -793,7 +794,7 @@ def test_a_quantised_layer_is_read_as_what_it_approximates(
     assert all(not step["exact"] and 0 < step["rounding"] < 1e-5 for step in steps)
     exact = only(read(case.model(), tmp_path))
     for key, block in exact.directions[-1].weights.items():
-        step = np.abs(case.weights()["W" if key[0] is Part.KERNEL else "R"]).max() / 127
+        step = np.abs(case.weights()["W" if key[0] is Part.KERNEL else "R"]).max() / 63  # 7 bits
         gap = np.abs(layer.directions[-1].weights[key].read() - block.read()).max()
         assert gap <= step, key
     # The runtime rounds its inputs too, so it agrees only roughly.
