@@ -35,7 +35,8 @@ def _end(status: int) -> None:
     import threading
 
     for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
+        # One without an identity was interrupted before it began.
+        if thread is not threading.current_thread() and not thread.daemon and thread.ident is not None:
             thread.join()
     # What the interpreter does; there is no other name for it.
     atexit._run_exitfuncs()

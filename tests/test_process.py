@@ -60,6 +60,22 @@ def test_an_error_has_its_status_and_its_words() -> None:
     assert "taken apart" not in error
 
 
+def test_a_thread_that_was_interrupted_before_it_began_is_not_waited_for() -> None:
+    interrupted = """
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+begin, threading._start_new_thread = threading._start_new_thread, interrupt
+try:
+    threading.Thread(target=late).start()
+except KeyboardInterrupt:
+    threading._start_new_thread = begin
+process()
+"""
+    found, _, error = run(WATCHED + interrupted, "--version")
+    assert (found, error) == (0, "thread ended handled ")
+
+
 @pytest.mark.parametrize("watching", ["sys.settrace", "sys.setprofile"])
 def test_who_looks_on_sees_the_ordinary_end(watching: str) -> None:
     found, _, error = run(WATCHED + f"{watching}(lambda *_: None)\nprocess()", "--version")
