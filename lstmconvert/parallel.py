@@ -125,37 +125,45 @@ class _Queue(Generic[Result]):
                 self._changed.wait_for(self._may_go_on)
                 if self._next >= self._count:
                     return
-                number = self._next
-                self._next += 1
-            made: Result | _Failure
-            try:
-                made = self._make(number)
-            except BaseException as error:
-                made = _Failure(error)
+                number = self._claimed()
+            self._put(number)
+
+    def take(self, number: int) -> Result:
+        """What was made of a number; until it is there, the caller makes what comes next as the others do."""
+        with self._changed:
+            self._taken = number
+            self._changed.notify_all()
+        while True:
             with self._changed:
-                self._made[number] = made
-                self._changed.notify_all()
-            del made  # or it would stay until the next is there
+                if number not in self._made and not (self._may_go_on() and self._next < self._count):
+                    self._changed.wait_for(lambda: number in self._made)
+                if number in self._made:
+                    made = self._made.pop(number)
+                    break
+                following = self._claimed()
+            self._put(following)
+        if isinstance(made, _Failure):
+            raise made.error
+        return made
 
     def _may_go_on(self) -> bool:
         return self._next >= self._count or self._next <= self._taken + self._most_ahead
 
-    def take(self, number: int) -> Result:
-        """What was made of a number, or is made of it now."""
+    def _claimed(self) -> int:
+        self._next += 1
+        return self._next - 1
+
+    def _put(self, number: int) -> None:
+        made: Result | _Failure
+        try:
+            made = self._make(number)
+        except BaseException as error:
+            made = _Failure(error)
         with self._changed:
-            self._taken = number
+            self._made[number] = made
             self._changed.notify_all()
-            is_left = self._next == number
-            if is_left:
-                self._next += 1
-            else:
-                self._changed.wait_for(lambda: number in self._made)
-                made = self._made.pop(number)
-        if is_left:
-            return self._make(number)
-        if isinstance(made, _Failure):
-            raise made.error
-        return made
+        if isinstance(made, _Failure) and isinstance(made.error, KeyboardInterrupt):
+            raise made.error  # meant for the caller, and now
 
     def stop(self) -> None:
         """Have nothing more made."""

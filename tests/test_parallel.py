@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from threading import Thread, current_thread
+from collections import Counter
+from threading import Thread, current_thread, main_thread
 from threading import enumerate as enumerate_threads
 
 import pytest
@@ -81,6 +82,35 @@ def test_others_make_the_next_ones_meanwhile_but_not_many() -> None:
     assert 6 <= len(made) <= 10
     results.close()
     assert set(enumerate_threads()) <= before
+
+
+def test_the_caller_does_not_wait_while_there_is_something_to_make() -> None:
+    makers: Counter[Thread] = Counter()
+
+    def make(number: int) -> int:
+        makers[current_thread()] += 1
+        time.sleep(0.001)
+        return number
+
+    assert list(parallel.ahead(make, 200)) == list(range(200))
+    assert len(makers) == 4
+    assert makers[current_thread()] > 5
+
+
+def test_an_interruption_is_not_kept_for_its_turn() -> None:
+    def make(number: int) -> int:
+        if current_thread() is main_thread() and number > 0:
+            raise KeyboardInterrupt
+        time.sleep(0.001)
+        return number
+
+    found = []
+    with pytest.raises(KeyboardInterrupt):
+        for number in parallel.ahead(make, 1000):
+            found.append(number)
+            if number == 900:
+                break
+    assert len(found) < 100
 
 
 def test_an_error_comes_in_its_place_and_ends_everything() -> None:
