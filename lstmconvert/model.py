@@ -113,7 +113,7 @@ class Model:
         for call in self.calls or ():
             if call.layer not in self.layers:
                 raise ValueError(f"a call uses the layer {call.layer!r}, which is not in the model")
-            used = [*call.inputs, *call.initial_state, *([call.mask] if call.mask else [])]
+            used = [*call.inputs, *call.initial_state, *([] if call.mask is None else [call.mask])]
             for value in used:
                 if value not in defined:
                     raise ValueError(f"layer {call.layer!r} uses {value!r} before it is defined")

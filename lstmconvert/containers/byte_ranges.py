@@ -46,6 +46,8 @@ def file_size(path: Path) -> int:
 
 def inside(folder: Path, name: str) -> Path | None:
     """The file of a folder that a name stands for; ``None`` where there is none, or it lies elsewhere."""
+    if "\0" in name:
+        return None
     root = folder.resolve()
     path = (root / name).resolve()
     return path if path.is_relative_to(root) and path.is_file() else None

@@ -99,3 +99,14 @@ def test_the_checksum_is_checked(numbers: tuple[Path, np.ndarray]) -> None:
     path.write_bytes(data)
     with pytest.raises(BadFile, match="checksum"):
         lazy.read()
+
+
+def test_only_files_of_the_folder_are_inside(tmp_path: Path) -> None:
+    folder = tmp_path / "package"
+    folder.mkdir()
+    for place in (folder / "weights", tmp_path / "outside"):
+        place.write_bytes(b"1")
+    (folder / "link").symlink_to(tmp_path / "outside")
+    assert byte_ranges.inside(folder, "weights") == folder / "weights"
+    for name in ("../outside", str(tmp_path / "outside"), "link", "missing", "", ".", "wei\0ghts"):
+        assert byte_ranges.inside(folder, name) is None, name

@@ -365,3 +365,12 @@ def test_what_the_fuzzers_found_is_mended(tmp_path: Path, path: Path) -> None:
     source = tmp_path / path.stem
     source.write_bytes(path.read_bytes())
     assert run(source, tmp_path / "out.onnx").status in (0, 3, 4)
+
+
+def test_a_state_that_claims_another_size_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    found = run(
+        ROOT / "tests" / "data" / "fuzz" / "state_of_another_size" / "model.xml", tmp_path / "out.onnx"
+    )
+    assert found.status == 4
+    assert "an initial state is not of the layer's size; found 134217731, expected 3" in found.error
+    assert found.peak < 300

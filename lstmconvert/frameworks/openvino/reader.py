@@ -282,6 +282,12 @@ class _Reader:
         blocks: list[dict[BlockKey, Lazy]] = [{} for _ in weights]
         wired = False
         for part, value in zip((Part.INITIAL_HIDDEN, Part.INITIAL_CELL), given, strict=False):
+            expected = next(iter(weights.values())).hidden_size
+            if sequence and _state_size(value) not in (None, expected):
+                raise BadFile(
+                    "an initial state is not of the layer's size",
+                    place=layer["name"], found=_state_size(value), expected=expected,
+                )  # fmt: skip
             rows = _rows(value) if sequence else None
             if rows is None:
                 wired = wired or sequence
@@ -374,6 +380,13 @@ def _same(one: RecurrentLayer, other: RecurrentLayer) -> bool:
         key in b.weights and np.array_equal(block.read(), b.weights[key].read())
         for key, block in a.weights.items()
     )
+
+
+def _state_size(value: Value) -> int | None:
+    """The last axis of an initial state that is known, told without its numbers."""
+    if isinstance(value, Rows):
+        return value.rows.shape[-1]
+    return value.tensor.shape[-1] if isinstance(value, Known) and len(value.tensor.shape) == 3 else None
 
 
 def _rows(value: Value) -> Any:
