@@ -512,3 +512,12 @@ class RecurrentLayer:
     def mapped(self, function: Callable[[RecurrentDirection], RecurrentDirection]) -> RecurrentLayer:
         """The same layer with ``function`` applied to each direction."""
         return self.with_directions([function(direction) for direction in self.directions])
+
+    def in_dtype(self, dtype: Any) -> RecurrentLayer:
+        """The same layer with its weights in another dtype, cast when they are read."""
+
+        def cast(_key: BlockKey, block: Lazy) -> Lazy:
+            same = block.dtype == dtype
+            return block if same else block.map(lambda array: array.astype(dtype), block.shape, dtype)
+
+        return self.mapped(lambda direction: replace(direction, weights=direction.weights.mapped(cast)))

@@ -1,7 +1,7 @@
 """Large arrays a piece at a time: small enough for the cache of a core, and where they are cut is fixed.
 
-A gigabyte that is read, turned, digested and written in pieces of a megabyte goes through memory once; done
-one after the other with the whole, each of these steps waits for memory.
+A gigabyte that is read, turned, digested and written in pieces goes through memory once; done one after the
+other with the whole, each of these steps waits for memory.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def same(a: Lazy, b: Lazy) -> bool:
 
 def _parts(a: Lazy, b: Lazy, held: list[Array]) -> tuple[int, Slices, Slices] | None:
     """An axis along which two arrays are taken in parts, one of them perhaps out of the whole."""
-    found = [(axis, a.slices(axis), b.slices(axis)) for axis in range(len(a.shape))]
+    found = [(n, a.slices(n), b.slices(n)) for n, length in enumerate(a.shape) if length > 1]
     for axis, first, second in found:
         if first is not None and second is not None:
             return axis, first, second

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lstmconvert import pieces
-from lstmconvert.canonical import Equations, RecurrentDirection, RecurrentLayer, SequenceBehaviour, Weights
+from lstmconvert.canonical import Equations, RecurrentLayer, SequenceBehaviour
 from lstmconvert.finite import not_finite
 from lstmconvert.gates import Cell
 from lstmconvert.lowering import Rewrite
@@ -228,7 +228,7 @@ def prove_layer(
         # a large layer would cost more than the conversion.
         return LayerProof(source.name, target.name, True, 0.0, 0.0, 0.0, not_finite=tuple(strange))
     first, second = _neutral(source), _neutral(target)
-    narrow = _in_dtype(first, np.float32)
+    narrow = first.in_dtype(np.float32)
     x, lengths, state = excite(source, _SEED)
 
     def results(layer: RecurrentLayer, dtype: type[np.floating[Any]]) -> list[Array]:
@@ -335,19 +335,6 @@ def ulps(a: Array, b: Array) -> int | None:
 
     difference = line(a).astype(np.longdouble) - line(b).astype(np.longdouble)
     return int(np.max(np.abs(difference), initial=0))
-
-
-def _in_dtype(layer: RecurrentLayer, dtype: type[np.floating[Any]]) -> RecurrentLayer:
-    def to_dtype(array: Array) -> Array:
-        return array.astype(dtype)
-
-    def cast(direction: RecurrentDirection) -> RecurrentDirection:
-        weights: Weights = direction.weights.mapped(
-            lambda _key, block: block if block.dtype == dtype else block.map(to_dtype, block.shape, dtype)
-        )
-        return replace(direction, weights=weights)
-
-    return layer.mapped(cast)
 
 
 def prove_layers(

@@ -197,6 +197,12 @@ def test_one_element_that_differs_is_seen_and_at_most_one_tensor_is_read_as_a_wh
     assert compared([])
 
 
+def test_an_axis_of_one_position_is_not_what_is_cut(tmp_path: Path) -> None:
+    stored = Stored(tmp_path, random_tensor("() (gate hidden) input"))
+    sizes = pieces.of_both(stored.lazy, stored.lazy, lambda x, _: int(x.nbytes), [])
+    assert max(sizes) <= pieces.PIECE
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.integers(1, 40), columns=st.integers(1, 40))
 def test_the_seal_of_ranges_is_that_of_the_whole(rows: int, columns: int) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from lstmconvert.containers import Archive
 from lstmconvert.containers.coreml_messages import Pieces, encoded
 from lstmconvert.pieces import pieces
-from lstmconvert.tensors import Array, Lazy
+from lstmconvert.tensors import Array, Lazy, little_endian
 
 INPUT, OUTPUT = "x", "y"
 _NETWORK_VERSION, _PROGRAM_VERSION = 1, 6
@@ -116,15 +116,15 @@ def write_package(path: Path, archive: Archive, texts: Mapping[str, str]) -> Non
     (path / "Manifest.json").write_text(_manifest(), encoding="utf-8")
 
 
-def _put(file: BinaryIO, content: Pieces) -> None:
+def _put(file: BinaryIO, message: Pieces) -> None:
     held: Array | None = None
-    for piece in content:
+    for piece in message:
         if isinstance(piece, bytes):
             file.write(piece)
         else:
             # The last one stays until the next is there: gates that lie in one tensor are read once.
             held = piece.read()
-            file.writelines(pieces(Lazy.of(held)))
+            file.write(little_endian(held).data)
     del held
 
 

@@ -71,6 +71,7 @@ def write(archive: Archive, sink: Callable[[memoryview], object], *, file_name: 
 
 
 def _pour(tensor: Lazy, sink: Callable[[memoryview], object]) -> None:
+    """Hand the bytes of a tensor on; nothing of it is in memory any more when this returns."""
     for piece in pieces(tensor):
         sink(piece)
 

@@ -8,7 +8,6 @@ needs floating ones.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +15,6 @@ import numpy as np
 from lstmconvert import equations
 from lstmconvert.canonical import (
     Merge,
-    RecurrentDirection,
     RecurrentLayer,
     Returns,
     ReverseOutput,
@@ -234,7 +232,7 @@ def run_recurrent(
         # The equations themselves take weights that are narrower than the computation.
         widened = runs is equations.run_directions and equations.runs_in(x, layer) == dtype
         if layer.dtype != dtype and not widened:
-            layer = _in_dtype(layer, dtype)
+            layer = layer.in_dtype(dtype)
     outputs, finals = runs(layer, x, mask=mask, initial_state=_stacked(layer, states) if states else None)
     behaviour = layer.sequence
     if behaviour.returns is Returns.LAST:
@@ -260,13 +258,3 @@ def _stacked(layer: RecurrentLayer, states: Sequence[Array]) -> tuple[Array, ...
     if rest:
         raise ValueError(f"{len(states)} initial states were given to {directions} directions")
     return tuple(np.stack([states[d * kinds + kind] for d in range(directions)]) for kind in range(kinds))
-
-
-def _in_dtype(layer: RecurrentLayer, dtype: np.dtype[Any]) -> RecurrentLayer:
-    def cast(direction: RecurrentDirection) -> RecurrentDirection:
-        weights = direction.weights.mapped(
-            lambda _key, block: block.map(lambda array: array.astype(dtype), block.shape, dtype)
-        )
-        return replace(direction, weights=weights)
-
-    return layer.mapped(cast)

@@ -281,16 +281,21 @@ class _Reader:
         """The trained initial states of each direction, and whether a state is worked out by the graph."""
         blocks: list[dict[BlockKey, Lazy]] = [{} for _ in weights]
         wired = False
+        if not sequence:
+            return blocks, wired
+        expected = next(iter(weights.values())).hidden_size
         for part, value in zip((Part.INITIAL_HIDDEN, Part.INITIAL_CELL), given, strict=False):
-            expected = next(iter(weights.values())).hidden_size
-            if sequence and _state_size(value) not in (None, expected):
+            size = _state_size(value)
+            if size not in (None, expected):
                 raise BadFile(
                     "an initial state is not of the layer's size",
-                    place=layer["name"], found=_state_size(value), expected=expected,
-                )  # fmt: skip
-            rows = _rows(value) if sequence else None
+                    place=layer["name"],
+                    found=size,
+                    expected=expected,
+                )
+            rows = _rows(value)
             if rows is None:
-                wired = wired or sequence
+                wired = True
                 continue
             if not rows.size:
                 continue
