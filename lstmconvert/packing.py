@@ -7,11 +7,13 @@ out from the places, lengths and strides of the same views into which the whole 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
 
+from lstmconvert.memory import room
 from lstmconvert.pieces import sliced
 from lstmconvert.tensors import Array, Lazy, Placement, Ranges, Slices, copy_into
 from lstmconvert.values import dataclass
@@ -106,11 +108,14 @@ def _ranges(shape: tuple[int, ...], dtype: np.dtype[np.generic], pieces: Sequenc
     bands = _bands(shape, dtype, pieces)
     if bands is None:
         return None
-    held: list[Array] = []  # blocks that share memory are read once
-    parts = [[sliced(block, axis, held) for block, _, axis in band.blocks] for band in bands]
+    parts = [[sliced(block, axis) for block, _, axis in band.blocks] for band in bands]
+
+    full = sum(piece.block.size for piece in pieces) == math.prod(shape)
 
     def give(start: int, stop: int) -> Array:
-        elements: Array = np.zeros(stop - start, dtype)
+        elements: Array = room((stop - start) * dtype.itemsize).view(dtype)
+        if not full:
+            elements[...] = np.zeros((), dtype)
         for band, slices in zip(bands, parts, strict=True):
             first = max(0, (start - band.first) // band.step)
             last = min(band.length, -((band.first - stop) // band.step))

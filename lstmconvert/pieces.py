@@ -7,7 +7,7 @@ other with the whole, each of these steps waits for memory.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -48,38 +48,48 @@ def pieces(tensor: Lazy) -> Iterator[memoryview]:
     return ahead(lambda n: little_endian(give(*ends[n])).data, len(ends))
 
 
-def of_both(a: Lazy, b: Lazy, work: Callable[[Array, Array], Result], held: list[Array]) -> Iterator[Result]:
+def of_pairs(
+    pairs: Sequence[tuple[Lazy, Lazy]], work: Callable[[Array, Array], Result]
+) -> Iterator[tuple[int, Result]]:
     """What ``work`` gives for parts of two arrays of one shape that cover them; at most one is read whole.
 
-    Small arrays, and such as do not come in parts, are one part.
+    Small arrays, and such as do not come in parts, are one part. Arrays that are read whole stay in memory
+    until the end, so others that lie in the same tensor are not read again.
 
     Args:
-        a, b: the arrays.
-        work: called with the same part of both, on several threads.
-        held: receives what was read as a whole: while it is kept, others that lie in its memory are not
-            read again.
+        pairs: the arrays.
+        work: called with the same part of both arrays of a pair, on several threads.
+
+    Returns:
+        The number of the pair beside each result.
     """
-    parts = _parts(a, b, held) if a.nbytes >= LARGE and a.shape == b.shape else None
+    jobs = [(number, job) for number, pair in enumerate(pairs) for job in _jobs(*pair, work)]
+    return zip((number for number, _ in jobs), ahead(lambda n: jobs[n][1](), len(jobs)), strict=True)
+
+
+def _jobs(a: Lazy, b: Lazy, work: Callable[[Array, Array], Result]) -> list[Callable[[], Result]]:
+    parts = _parts(a, b) if a.nbytes >= LARGE and a.shape == b.shape else None
     if parts is None:
-        held += (a.read(), b.read())
-        return iter([work(held[-2], held[-1])])
+        return [partial(work, a.read(), b.read())]
     axis, first, second = parts
     length = a.shape[axis]
     step = max(1, PIECE * length // a.nbytes)
 
-    def worked(number: int) -> Result:
-        begin, end = step * number, min(length, step * (number + 1))
+    def worked(begin: int) -> Result:
+        end = min(length, begin + step)
         return work(first(begin, end), second(begin, end))
 
-    return ahead(worked, -(-length // step))
+    return [partial(worked, begin) for begin in range(0, length, step)]
 
 
 def same(a: Lazy, b: Lazy) -> bool:
     """``same_bits`` of two arrays, of which at most one is read as a whole if they are large."""
-    return (a.shape, a.dtype) == (b.shape, b.dtype) and all(of_both(a, b, same_bits, []))
+    return (a.shape, a.dtype) == (b.shape, b.dtype) and all(
+        equal for _, equal in of_pairs([(a, b)], same_bits)
+    )
 
 
-def _parts(a: Lazy, b: Lazy, held: list[Array]) -> tuple[int, Slices, Slices] | None:
+def _parts(a: Lazy, b: Lazy) -> tuple[int, Slices, Slices] | None:
     """An axis along which two arrays are taken in parts, one of them perhaps out of the whole."""
     found = [(n, a.slices(n), b.slices(n)) for n, length in enumerate(a.shape) if length > 1]
     for axis, first, second in found:
@@ -87,18 +97,13 @@ def _parts(a: Lazy, b: Lazy, held: list[Array]) -> tuple[int, Slices, Slices] | 
             return axis, first, second
     for axis, first, second in found:
         if first is not None or second is not None:
-            return axis, first or sliced(a, axis, held), second or sliced(b, axis, held)
+            return axis, first or sliced(a, axis), second or sliced(b, axis)
     return None
 
 
-def sliced(tensor: Lazy, axis: int, held: list[Array]) -> Slices:
-    """The parts of an array along an axis; out of the whole, which ``held`` receives, if it has to be."""
-    slices = tensor.slices(axis)
-    if slices is not None:
-        return slices
-    whole = tensor.read()
-    held.append(whole)
-    return partial(_slice, whole, axis)
+def sliced(tensor: Lazy, axis: int) -> Slices:
+    """The parts of an array along an axis; out of the whole, which is held as long, if it has to be."""
+    return tensor.slices(axis) or partial(_slice, tensor.read(), axis)
 
 
 def _slice(array: Array, axis: int, start: int, stop: int) -> Array:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -282,28 +284,26 @@ def _differing(
     found, strange = [], []
     for a, b in zip(source.directions, target.directions, strict=True):
         prefix = f"{a.direction} " if len(source.directions) == 2 else ""
-        part = None
-        held: list[Array] = []
-        for key in {**a.weights, **b.weights}:
-            one, two = a.weights.get(key), b.weights.get(key)
-            if key[0] is not part:
-                # What is held saves reading a tensor again for its next gate, and is in the way after that.
-                part = key[0]
-                held.clear()
-            name = f"{prefix}{key[0]} {key[1] or ''}".strip()
-            if one is not None and two is not None:
-                parts = list(pieces.of_both(one, two, _looked_at, held))
-                equal, count = all(same for same, _ in parts), sum(number for _, number in parts)
-                if not equal:
-                    found.append(_difference(name, one.read(), two.read()))
-            else:
-                alone: Any = one if one is not None else two
-                values = alone.read()
-                count = not_finite(values) if one is not None else 0
-                if np.any(values):
-                    found.append(_difference(name, values, np.zeros(values.shape, values.dtype)))
-            if count:
-                strange.append((name, count))
+        # A part at a time, whose gates often lie in one tensor: that is read once, and then let go of.
+        for part, group in groupby({**a.weights, **b.weights}, key=itemgetter(0)):
+            keys = list(group)
+            both = [key for key in keys if key in a.weights and key in b.weights]
+            equal, counts = dict.fromkeys(both, True), dict.fromkeys(keys, 0)
+            pairs = [(a.weights[key], b.weights[key]) for key in both]
+            for number, (same, count) in pieces.of_pairs(pairs, _looked_at):
+                equal[both[number]] &= same
+                counts[both[number]] += count
+            for key in keys:
+                name = f"{prefix}{part} {key[1] or ''}".strip()
+                if key not in equal:
+                    values = (a if key in a.weights else b).weights[key].read()
+                    counts[key] = not_finite(values) if key in a.weights else 0
+                    if np.any(values):
+                        found.append(_difference(name, values, np.zeros(values.shape, values.dtype)))
+                elif not equal[key]:
+                    found.append(_difference(name, a.weights[key].read(), b.weights[key].read()))
+                if counts[key]:
+                    strange.append((name, counts[key]))
     return found, strange
 
 

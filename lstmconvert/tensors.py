@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from lstmconvert.memory import room
 from lstmconvert.parallel import LARGE, shared
 from lstmconvert.values import dataclass
 
@@ -259,9 +260,15 @@ def same_bits(a: Array, b: Array) -> bool:
     if a.dtype.hasobject or a.dtype.itemsize not in (1, 2, 4, 8) or not a.ndim:
         return np.ascontiguousarray(a).tobytes() == np.ascontiguousarray(b).tobytes()
     first, second = a.view(whole), b.view(whole)
+    if second.flags.c_contiguous:
+        first, second = second, first
+    height = max(1, _PIECE * a.shape[0] // max(1, a.size))
 
     def same(start: int, stop: int) -> bool:
-        return all(_equal(*pair) for pair in _pieces(first[start:stop], second[start:stop]))
+        return all(
+            _equal(first[row : min(row + height, stop)], second[row : min(row + height, stop)])
+            for row in range(start, stop, height)
+        )
 
     return all(_by_rows(same, a))
 
@@ -277,8 +284,13 @@ def copy_into(target: Array, source: Array) -> None:
         return
 
     def copy(start: int, stop: int) -> None:
-        for piece, tile in _pieces(target[start:stop], source[start:stop]):
-            piece[...] = tile
+        one, other = target[start:stop], source[start:stop]
+        if one.ndim != 2 or min(one.shape) <= _NARROW or _rows(one) == _rows(other):
+            one[...] = other
+        elif _rows(one):
+            _turn(one, other)
+        else:
+            _turn(one.T, other.T)
 
     _by_rows(copy, target)
 
@@ -286,43 +298,43 @@ def copy_into(target: Array, source: Array) -> None:
 def _by_rows(work: Callable[[int, int], _Result], array: Array) -> list[_Result]:
     """What is worked out for the rows of an array: all at once, or on all cores where it is large."""
     rows = array.shape[0]
-    return [work(0, rows)] if array.nbytes < LARGE else shared(work, rows, _LONG)
+    return [work(0, rows)] if array.nbytes < LARGE else shared(work, rows, _LINES)
 
 
-def _equal(piece: Array, tile: Array) -> bool:
-    """Whether two small arrays are equal; NumPy compares many times faster where both lie in one order."""
-    if piece.ndim == 2 and _rows(piece) != _rows(tile):
-        turned = np.empty_like(piece)
-        turned[...] = tile
-        tile = turned
-    return bool(np.array_equal(piece, tile))
+def _equal(a: Array, b: Array) -> bool:
+    """Whether arrays of integers are equal; NumPy compares many times faster where both lie in one order."""
+    if a.ndim == 2 and _rows(a) != _rows(b):
+        ordered = np.empty_like(a)
+        copy_into(ordered, b)
+        b = ordered
+    return bool((a == b).all())
 
 
-_LONG, _TILE = 128, 1 << 13
-"""Elements of a tile, and of its side along which the elements of ``b`` follow each other."""
+_LINES, _RUN = 512, 1024
+"""The sides of a tile: how many runs of adjacent elements of the source, and of how many bytes."""
+_GAP = 64
+"""Bytes between the runs in the copy of a tile."""
 _NARROW = 16
 _PIECE = 1 << 20
+"""Elements that are compared at once."""
 
 
-def _pieces(a: Array, b: Array) -> Iterator[tuple[Array, Array]]:
-    """Views of ``a`` beside the same elements of ``b`` that lie close together, however either is stored.
+def _turn(target: Array, source: Array) -> None:
+    """Copy an array whose columns lie together into one whose rows do, in tiles.
 
-    Where one is the other transposed, the tiles of ``b`` are copies without gaps: rows that are a power of
-    two apart fall on the same lines of the cache, and would push each other out before they are used up.
+    Each tile is first copied as it is: runs that are a power of two apart fall on the same lines of the
+    cache, and would push each other out before they are used up. The tiles are as large as the cache of a
+    core allows, for threads that take small ones hand the interpreter to and fro.
     """
-    if a.ndim == 2 and min(a.shape) > _NARROW and _rows(a) != _rows(b):
-        side = min(_LONG, a.shape[0] if _rows(a) else a.shape[1])
-        height, width = (side, _TILE // side) if _rows(a) else (_TILE // side, side)
-        for row in range(0, a.shape[0], height):
-            for column in range(0, a.shape[1], width):
-                tile = slice(row, row + height), slice(column, column + width)
-                yield a[tile], b[tile].copy(order="K")
-    elif a.ndim and a.size > _PIECE:
-        height = max(1, _PIECE * a.shape[0] // a.size)
-        for row in range(0, a.shape[0], height):
-            yield a[row : row + height], b[row : row + height]
-    else:
-        yield a, b
+    run = _RUN // source.itemsize
+    copies: Array = np.empty((_LINES, run + _GAP // source.itemsize), source.dtype)
+    for row in range(0, source.shape[0], run):
+        for column in range(0, source.shape[1], _LINES):
+            tile = slice(row, row + run), slice(column, column + _LINES)
+            part = source[tile].T
+            copy = copies[: part.shape[0], : part.shape[1]]
+            copy[...] = part
+            target[tile] = copy.T
 
 
 def _rows(array: Array) -> bool:
@@ -338,7 +350,7 @@ def shortest_decimal(value: float) -> float:
 def row_major(array: Array) -> Array:
     """The elements of an array in one row; not copied where they lie so already."""
     if not array.flags.c_contiguous:
-        ordered: Array = np.empty(array.shape, array.dtype)
+        ordered: Array = room(array.nbytes).view(array.dtype).reshape(array.shape)
         copy_into(ordered, array)
         array = ordered
     return array.reshape(-1)

@@ -14,7 +14,7 @@ from lstmconvert import axes, parallel, pieces
 from lstmconvert.containers import byte_ranges
 from lstmconvert.packing import Piece, assembled
 from lstmconvert.provenance import Provenance, Seal
-from lstmconvert.tensors import Array, Lazy, same_bits
+from lstmconvert.tensors import Array, Lazy
 
 SEED = 20261130
 SIZES = {"gate": 4, "hidden": 5, "input": 7}
@@ -178,29 +178,51 @@ def test_one_element_that_differs_is_seen_and_at_most_one_tensor_is_read_as_a_wh
     for gate in range(SIZES["gate"]):
         view_of(other, gate)(twin)[...] = view_of(pattern, gate)(numbers)
 
-    def compared(held: list[Array]) -> bool:
+    def compared() -> bool:
         one, two = Stored(folders[0], numbers), Stored(folders[1], twin)
         blocks = [s.lazy.view(view_of(p, 1), BLOCK) for s, p in ((one, pattern), (two, other))]
-        result = all(pieces.of_both(blocks[0], blocks[1], same_bits, held))
+        result = pieces.same(*blocks)
         in_parts = [pattern in each or other in each for each in (HIDDEN_IN_PARTS, INPUT_IN_PARTS)]
         if result and any(in_parts):
-            assert len(held) <= 1
             assert sorted((one.read, two.read))[0] <= BLOCK[0] * BLOCK[1]
         return result
 
-    assert compared([])
+    assert compared()
     block = view_of(other, 1)(twin)
     for at in [(0, 0), (0, 6), (4, 0), (4, 6), (2, 3)]:
         block[at] = np.nextafter(block[at], np.float32(np.inf))
-        assert not compared([]), at
+        assert not compared(), at
         block[at] = view_of(pattern, 1)(numbers)[at]
-    assert compared([])
+    assert compared()
 
 
 def test_an_axis_of_one_position_is_not_what_is_cut(tmp_path: Path) -> None:
     stored = Stored(tmp_path, random_tensor("() (gate hidden) input"))
-    sizes = pieces.of_both(stored.lazy, stored.lazy, lambda x, _: int(x.nbytes), [])
-    assert max(sizes) <= pieces.PIECE
+    sizes = pieces.of_pairs([(stored.lazy, stored.lazy)], lambda x, _: int(x.nbytes))
+    assert max(size for _, size in sizes) <= pieces.PIECE
+
+
+def test_gates_of_one_tensor_that_is_read_as_a_whole_are_read_once(tmp_path: Path) -> None:
+    folders = tmp_path / "a", tmp_path / "b"
+    for folder in folders:
+        folder.mkdir()
+    stored = Stored(folders[0], random_tensor("input (gate hidden)"))
+    parts = Stored(folders[1], random_tensor("gate hidden input"))
+    pairs = [
+        (
+            stored.lazy.view(view_of("input (gate hidden)", gate), BLOCK),
+            parts.lazy.view(view_of("gate hidden input", gate), BLOCK),
+        )
+        for gate in range(SIZES["gate"])
+    ]
+    found = list(pieces.of_pairs(pairs, lambda x, y: (x.copy(), y.copy())))
+    assert stored.read == parts.read == stored.numbers.size
+    for gate, (first, second) in enumerate(pairs):
+        taken = [part for number, part in found if number == gate]
+        assert len(taken) > 1
+        for whole, number in ((first, 0), (second, 1)):
+            joined = np.concatenate([part[number].reshape(-1, BLOCK[1]) for part in taken])
+            assert np.array_equal(np.sort(joined.ravel()), np.sort(whole.read().ravel()))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -7,13 +7,13 @@ is mapped ends the process, while a short read is an error that can be told.
 from __future__ import annotations
 
 import math
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lstmconvert.errors import BadFile
+from lstmconvert.memory import room
 from lstmconvert.parallel import LARGE, shared
 from lstmconvert.tensors import Array, Lazy, Ranges
 from lstmconvert.values import dataclass
@@ -109,13 +109,16 @@ def lazy(
 
     def load() -> Array:
         raw = _read(path, offset, size, place)
-        if checksum is not None and zlib.crc32(raw.data, checksum.start) != checksum.expected:
-            raise BadFile(
-                "the bytes of a tensor do not have the checksum that the file states",
-                file=path,
-                place=place,
-                remedy="The file was damaged; fetch or save it again.",
-            )
+        if checksum is not None:
+            from lstmconvert.containers import crc32
+
+            if crc32.of_bytes(raw.data, checksum.start) != checksum.expected:
+                raise BadFile(
+                    "the bytes of a tensor do not have the checksum that the file states",
+                    file=path,
+                    place=place,
+                    remedy="The file was damaged; fetch or save it again.",
+                )
         return shaped(raw, shape, stored, strides)
 
     plain = strides is None and checksum is None and stored.isnative
@@ -157,7 +160,7 @@ def shaped(raw: Array, shape: tuple[int, ...], dtype: Any, strides: tuple[int, .
 
 def _read(path: Path, offset: int, size: int, place: str | None) -> Array:
     """``size`` bytes at ``offset``, as an array of bytes that nobody else has."""
-    raw = np.empty(size, np.uint8)
+    raw = room(size, offset)
 
     def fill(start: int, stop: int) -> None:
         view = raw.data[start:stop]

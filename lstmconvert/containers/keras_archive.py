@@ -29,7 +29,6 @@ the tests.
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -39,7 +38,6 @@ from lstmconvert.containers import Archive, byte_ranges, hdf5, zip_reader
 from lstmconvert.containers.hdf5_bytes import FileBytes, HeldBytes, Source
 from lstmconvert.containers.zip_reader import Member
 from lstmconvert.errors import BadFile, ConversionError, NotRepresentable, UnsupportedSource
-from lstmconvert.pieces import pieces
 
 if TYPE_CHECKING:
     import zipfile
@@ -167,8 +165,10 @@ def _source(member: Member) -> Source:
     if member.compressed:
         data = zip_reader.read_member(member, limit=_LARGEST_UNPACKED)
         return HeldBytes(data, member.path)
-    checksum = _checksum(member)
-    if member.crc is not None and checksum != member.crc:
+    content = byte_ranges.lazy(member.path, member.offset, (member.size,), "u1", place=member.name)
+    from lstmconvert.containers import crc32
+
+    if member.crc is not None and crc32.of_tensor(content) != member.crc:
         raise BadFile(
             "the weights do not have the checksum that the archive states",
             file=member.path,
@@ -176,15 +176,6 @@ def _source(member: Member) -> Source:
             remedy="The file was damaged; fetch or save it again.",
         )
     return FileBytes(member.path, member.offset, member.size)
-
-
-def _checksum(member: Member) -> int:
-    """The CRC-32 of a stored member; the next pieces of it are read while one is looked at."""
-    content = byte_ranges.lazy(member.path, member.offset, (member.size,), "u1", place=member.name)
-    checksum = 0
-    for piece in pieces(content):
-        checksum = zlib.crc32(piece, checksum)
-    return checksum
 
 
 def _refuse_other_weights(names: Iterable[str], path: Path) -> None:
