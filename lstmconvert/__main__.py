@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import NoReturn
+
+_OBJECTS_BETWEEN_SEARCHES = 500_000
 
 
 def process() -> NoReturn:
@@ -13,12 +16,16 @@ def process() -> NoReturn:
     NumPy's products get one thread where the user does not say how many: those of the proof are a few rows
     each, and threads that wait for the next one take more time than they save.
 
+    Objects that only refer to each other are searched for rarely: what is imported never becomes such, and
+    looking through it again and again takes a twentieth of a small conversion.
+
     Once all is done, the process ends without taking its modules apart, which would take a tenth of a small
     conversion and frees nothing that the system does not. What may still matter to somebody is done first,
     as the interpreter does it: threads end, handlers at exit run (coverage saves its data there) and what
     was printed goes out. Where it cannot go out, where a debugger or a profiler looks on, or where the
     interpreter is to stay (``python -i``), the ordinary way is taken to its end.
     """
+    gc.set_threshold(_OBJECTS_BETWEEN_SEARCHES)
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from lstmconvert.cli import main

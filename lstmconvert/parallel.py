@@ -16,6 +16,8 @@ from lstmconvert.values import dataclass
 LARGE = 1 << 22
 """Bytes from which on work is worth a thread of its own."""
 _MOST = 4
+_MOST_AHEAD = 3
+"""How many results more than threads that make them may wait for the caller."""
 
 Result = TypeVar("Result")
 
@@ -89,7 +91,7 @@ def ahead(make: Callable[[int], Result], count: int) -> Iterator[Result]:
         return
     from threading import Thread
 
-    queue = _Queue(make, count, 2 * helpers)
+    queue = _Queue(make, count, helpers + _MOST_AHEAD)
     threads = [Thread(target=queue.help) for _ in range(helpers)]
     try:
         for thread in threads:

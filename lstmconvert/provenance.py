@@ -63,8 +63,8 @@ class Provenance:
 
     Attributes:
         layers: the recurrent layers in order.
-        proof: SHA-256 of what the conversion that wrote the file proved: the tensors' bytes and the
-            equations; ``None`` where it was not proved.
+        proof: digest of what the conversion that wrote the file proved (see ``Seal``); ``None`` where it was
+            not proved.
         sealed: the names of those tensors.
     """
 
@@ -106,16 +106,18 @@ class Seal:
     """The digest of tensors and of the equations that run on them, taken while the tensors are written.
 
     A tensor's digest is that of the digests of its ``pieces``, which are worked out where these are made.
+    It is XXH3 of 128 bits, ten times as fast as SHA-256: it tells whether a file is still what was proved,
+    and no digest that stands in the file itself could hold off somebody who changes both.
 
     Attributes:
         tensors: the same tensors; reading one puts it under the seal.
     """
 
     def __init__(self, provenance: Provenance, tensors: Mapping[str, Lazy]) -> None:
-        from hashlib import sha256  # only for a proof: its start-up is felt
+        from xxhash import xxh3_128  # only for a proof
 
-        self._new = sha256
-        self._open = replace(provenance, proof="0" * 64, sealed=tuple(sorted(tensors)))
+        self._new = xxh3_128
+        self._open = replace(provenance, proof=xxh3_128().hexdigest(), sealed=tuple(sorted(tensors)))
         self._digests: dict[int, dict[tuple[int, int], bytes]] = {}
         self._sealed = tensors
         watched = {id(tensor): self._watched(tensor) for tensor in tensors.values()}
