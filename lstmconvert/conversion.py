@@ -22,6 +22,8 @@ from lstmconvert.planning import plan_of, sealed, target_files, with_optimizer_s
 from lstmconvert.proof import LARGE, Proof
 from lstmconvert.values import dataclass
 
+_MOST_NAMED = 6
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -186,9 +188,15 @@ def run(
 
 
 def _left_out(model: Model) -> tuple[str, ...]:
-    """That a source has a wiring, of which nothing was converted: its layers look whole without it."""
-    reason = model.metadata.get("topology")
-    return (f"only the recurrent layers were converted, not the whole model: {reason}",) if reason else ()
+    """What of a source was not converted: its layers look whole without it."""
+    reasons = []
+    if reason := model.metadata.get("topology"):
+        reasons.append(f"only the recurrent layers were converted, not the whole model: {reason}")
+    if others := list(model.metadata.get("other_tensors", ())):
+        shown = ", ".join(others[:_MOST_NAMED])
+        more = " and more (see inspect)" if len(others) > _MOST_NAMED else ""
+        reasons.append(f"tensors that are part of no recurrent layer were left out: {shown}{more}")
+    return tuple(reasons)
 
 
 def _made_folder(folder: Path) -> Path | None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import lstmconvert as lc
-from lstmconvert import destinations, registry
+from lstmconvert import destinations, registry, report
 from lstmconvert.canonical import RecurrentLayer
 from lstmconvert.cli import main
 from lstmconvert.lowering import Rewrite
@@ -309,3 +309,17 @@ def test_weights_alone_of_a_layer_that_runs_backwards(tmp_path: Path, turned: bo
     network.set_weights([np.zeros_like(w) for w in before])
     network.load_weights(tmp_path / "target.weights.h5")
     assert all(np.array_equal(a, b) for a, b in zip(before, network.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize("more", [0, 9])
+def test_tensors_that_are_not_converted_are_named(tmp_path: Path, more: int) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    state = torch.nn.ModuleDict({"lstm": torch.nn.LSTM(3, 4), "head": torch.nn.Linear(4, 2)}).state_dict()
+    state |= {f"more.{n}": torch.ones(2) for n in range(more)}
+    save_file(state, source := tmp_path / "source.safetensors")
+    result = lc.convert(source, tmp_path / "target.onnx")
+    (said,) = (text for text in report.conversion(result)["skipped"] if "left out" in text)
+    assert "head.bias, head.weight" in said and "lstm." not in said
+    assert said.endswith("and more (see inspect)") is bool(more)
