@@ -15,7 +15,7 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 _LINE = 64
 _ALIGNED_FROM = 4096
 _KEPT_FROM = 1 << 24
-"""From this size on the C library's allocator would give memory back to the system at once."""
+"""What is smaller is kept by the C library (see ``_keep_smaller``)."""
 
 
 def room(size: int, place: int = 0) -> Bytes:

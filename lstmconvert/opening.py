@@ -11,7 +11,7 @@ import numpy as np
 
 from lstmconvert import bias_split, movement, provenance, registry
 from lstmconvert.canonical import RecurrentLayer
-from lstmconvert.containers import Archive
+from lstmconvert.containers import Archive, check_number
 from lstmconvert.errors import AmbiguousSource, BadFile, ConversionError, UnsupportedSource, Usage
 from lstmconvert.mapping import MappingFile, load_file
 from lstmconvert.model import Layer, Model
@@ -41,12 +41,15 @@ def open_source(path: Path, options: ReadOptions) -> Source:
     try:
         entry = registry.container_of(path)
         archive = registry.container_module(entry.name).read(path)
+        # Vectors are not counted: an unrolled graph has many small constants.
+        check_number(sum(len(tensor.shape) > 1 for tensor in archive.tensors.values()), "matrices")
         framework = framework_of(path, entry.name, archive, options)
         _refuse_untold(options, framework)
         model = registry.module_of(framework).read(archive, entry.name, with_mapping(options, framework))
     except ConversionError as error:
         raise error.located(file=path) from error.__cause__
     _check_ports(model, path)
+    _check_wiring(model, path)
     model = _remembered(replace(model, framework=framework.name), archive)
     if options.layer is not None:
         model = only_layer(model, options.layer, path)
@@ -91,6 +94,22 @@ def _check_ports(model: Model, path: Path) -> None:
                 place=port.name,
                 found=str(port.shape)[:80],
             )
+
+
+def _check_wiring(model: Model, path: Path) -> None:
+    """See that every layer can take what it is given.
+
+    Raises:
+        BadFile: when one cannot.
+    """
+    if model.calls is None:
+        return
+    from lstmconvert import shapes
+
+    try:
+        shapes.infer(model)
+    except ValueError as error:
+        raise BadFile("the layers do not fit each other", file=path, found=str(error)[:300]) from error
 
 
 def with_mapping(options: ReadOptions, framework: MappingFile) -> ReadOptions:

@@ -7,7 +7,8 @@ compares the two.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from lstmconvert import operations as ops
@@ -24,7 +25,7 @@ def infer(model: Model) -> dict[str, Shape]:
     """The shape of every value that the model's inputs and calls define.
 
     Raises:
-        ValueError: when the topology is not known.
+        ValueError: when the topology is not known, or a layer cannot take what it is given.
     """
     if model.calls is None:
         raise ValueError("the topology of the model is not known")
@@ -32,16 +33,50 @@ def infer(model: Model) -> dict[str, Shape]:
     for call in model.calls:
         inputs = [shapes[name] for name in call.inputs]
         layer = model.layers[call.layer]
-        if isinstance(layer, RecurrentLayer):
-            found = _recurrent(layer, inputs[0])
-        else:
-            found = _operation(layer.operation, layer, inputs)
+        try:
+            if isinstance(layer, RecurrentLayer):
+                found = _recurrent(layer, inputs[0])
+            else:
+                _check_numbers(layer.operation)
+                found = _operation(layer.operation, layer, inputs)
+            if any(size is not None and not 0 <= size < _LARGEST for shape in found for size in shape):
+                raise ValueError(f"gives values of the shapes {found}")
+        except (ValueError, LookupError, TypeError, ArithmeticError) as error:
+            raise ValueError(f"layer {call.layer!r} and its inputs {inputs} do not fit: {error}") from error
         shapes.update(zip(call.outputs, found, strict=False))
     return shapes
 
 
+_LARGEST = 1 << 31
+_POSITIVE = ("stride", "strides", "dilation", "groups", "size", "factors", "count")
+
+
+def _check_numbers(operation: ops.Operation) -> None:
+    """See that whole numbers are such as there can be.
+
+    Raises:
+        ValueError: when one is beyond all bounds, or a stride or the like is not positive.
+    """
+    for option in fields(operation):
+        value = getattr(operation, option.name)
+        least = 1 if option.name in _POSITIVE else -_LARGEST
+        for number in _whole(value):
+            if not least <= number < _LARGEST:
+                raise ValueError(f"{option.name} is {number:.3g}")
+
+
+def _whole(value: object) -> Iterator[int]:
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, tuple):
+        for each in value:
+            yield from _whole(each)
+
+
 def _recurrent(layer: RecurrentLayer, x: Shape) -> list[Shape]:
-    batch, time = x[0], x[1]
+    batch, time, features = x
+    if features not in (None, layer.input_size):
+        raise ValueError(f"it takes {layer.input_size} features")
     behaviour = layer.sequence
     separate = len(layer.directions) == 2 and behaviour.merge is Merge.SEPARATE
     width = layer.recurrent_size if separate else layer.width
@@ -106,17 +141,20 @@ def _broadcast(shapes: Inputs) -> Shape:
 
 def _concatenated(axis: int, inputs: Inputs) -> Shape:
     result = list(inputs[0])
+    if len({len(shape) for shape in inputs}) > 1:
+        raise ValueError("they have different numbers of axes")
     sizes = [shape[axis] for shape in inputs]
     result[axis] = None if None in sizes else sum(size for size in sizes if size is not None)
     return tuple(result)
 
 
 def _reshaped(target: tuple[int, ...], x: Shape) -> Shape:
-    if -1 not in target:
-        return (x[0], *target)
     total = None if None in x[1:] else math.prod(size for size in x[1:] if size is not None)
     rest = math.prod(size for size in target if size != -1)
-    free = None if total is None or rest == 0 else total // rest
+    fits = total is None or (total == rest if -1 not in target else rest > 0 and total % rest == 0)
+    if target.count(-1) > 1 or not fits:
+        raise ValueError(f"they cannot take the shape {target}")
+    free = None if total is None else total // max(1, rest)
     return (x[0], *(free if size == -1 else size for size in target))
 
 
@@ -189,10 +227,14 @@ _SAME = (
 
 def _operation(operation: ops.Operation, layer: OperationLayer, inputs: Inputs) -> list[Shape]:
     x = inputs[0]
+    if isinstance(operation, ops.GroupNormalization) and (x[operation.axis] or 0) % operation.groups:
+        raise ValueError(f"{x[operation.axis]} features are no {operation.groups} groups")
     if isinstance(operation, _SAME):
         return [x]
     match operation:
         case ops.Dense():
+            if x[-1] not in (None, _part(layer, "kernel", 1)):
+                raise ValueError(f"it takes {_part(layer, 'kernel', 1)} features")
             return [(*x[:-1], _part(layer, "kernel", 0))]
         case ops.EinsumDense():
             return [_einsum(operation.equation, layer, x)]
@@ -237,11 +279,15 @@ def _moved(operation: ops.Operation, x: Shape) -> Shape:
         case ops.Reshape():
             return _reshaped(operation.shape, x)
         case ops.Transpose():
+            if sorted(operation.permutation) != list(range(len(x))):
+                raise ValueError(f"{operation.permutation} is no permutation of its axes")
             return tuple(x[axis] for axis in operation.permutation)
         case ops.Repeat():
             return (x[0], operation.count, *x[1:])
         case ops.Select():
-            axis = operation.axis % len(x)
+            axis, size = operation.axis % len(x), x[operation.axis]
+            if size is not None and not -size <= operation.index < size:
+                raise ValueError(f"there is no place {operation.index} on the axis")
             return (*x[:axis], *x[axis + 1 :])
         case ops.Crop():
             return _each(x, operation.amounts, lambda size, pair: size - pair[0] - pair[1])

@@ -298,7 +298,7 @@ def copy_into(target: Array, source: Array) -> None:
 def _by_rows(work: Callable[[int, int], _Result], array: Array) -> list[_Result]:
     """What is worked out for the rows of an array: all at once, or on all cores where it is large."""
     rows = array.shape[0]
-    return [work(0, rows)] if array.nbytes < LARGE else shared(work, rows, _LINES)
+    return [work(0, rows)] if array.nbytes < LARGE else shared(work, rows, _ROWS)
 
 
 def _equal(a: Array, b: Array) -> bool:
@@ -310,6 +310,8 @@ def _equal(a: Array, b: Array) -> bool:
     return bool((a == b).all())
 
 
+_ROWS = 128
+"""The fewest rows of a large array that a core takes."""
 _LINES, _RUN = 512, 1024
 """The sides of a tile: how many runs of adjacent elements of the source, and of how many bytes."""
 _GAP = 64

@@ -13,8 +13,28 @@ from dataclasses import field
 from types import MappingProxyType
 from typing import Any
 
+from lstmconvert.errors import UnsupportedSource
 from lstmconvert.tensors import Lazy
 from lstmconvert.values import dataclass
+
+MOST_TENSORS = 8192
+"""The most tensors of a file that is read as a model: of each, reading and proof take their time."""
+
+
+def check_number(found: int, what: str = "tensors", place: str | None = None) -> None:
+    """See that there are not more tensors (or groups, or names of them) than a model has.
+
+    Raises:
+        UnsupportedSource: when there are.
+    """
+    if found > MOST_TENSORS:
+        raise UnsupportedSource(
+            "the file holds more than a model with recurrent layers has",
+            place=place,
+            found=f"{found} {what}",
+            expected=f"at most {MOST_TENSORS}",
+            remedy="Save the recurrent layers in a file of their own.",
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lstmconvert.containers import check_number
 from lstmconvert.errors import BadFile
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def texts(holder: h5py.Group | h5py.Dataset, name: str) -> tuple[str, ...] | Non
     while (part := _strings(holder, f"{name}{count}")) is not None:
         parts += part
         count += 1
+        check_number(len(parts), "names", f"{holder.name} attribute {name!r}")
     return tuple(parts) if count else None
 
 
@@ -128,8 +130,7 @@ def _strings(holder: h5py.Group | h5py.Dataset, name: str) -> tuple[str, ...] | 
         return ()
     if attribute.get_type().get_class() != h5py.h5t.STRING:
         raise BadFile("an attribute of this name should hold text", place=place)
-    if number > _MOST_NAMES:
-        raise BadFile("an attribute holds too many strings", place=place, found=number)
+    check_number(number, "names", place)
     strings = []
     for value in np.asarray(holder.attrs[name], dtype=object).reshape(-1):
         if isinstance(value, bytes):
@@ -176,6 +177,7 @@ def walk(
     met = 0
     while waiting:
         base, group = waiting.pop()
+        check_number(len(group), "members of a group", base or "/")
         names = list(group)
         if not group.id.get_create_plist().get_link_creation_order():
             names.sort(key=natural_order)

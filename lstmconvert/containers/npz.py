@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from lstmconvert.containers import Archive, byte_ranges, npy, zip_reader
+from lstmconvert.containers import Archive, byte_ranges, check_number, npy, zip_reader
 from lstmconvert.errors import BadFile, NotRepresentable, UnsupportedSource
 from lstmconvert.pieces import pieces
 from lstmconvert.tensors import Lazy
@@ -77,6 +77,7 @@ def read(path: Path) -> Archive:
             tensors[key] = zip_reader.lazy(
                 member, header.size, header.shape, header.dtype, strides=header.strides
             )
+            check_number(len(tensors))
         elif name.endswith(_TEXT) and member.size <= _LARGEST_TEXT:
             data = zip_reader.read_member(member, limit=_LARGEST_TEXT)
             metadata[name.removesuffix(_TEXT)] = data.decode("utf-8", "replace")

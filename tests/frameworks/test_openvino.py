@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,24 @@ def test_what_openvino_makes_of_an_onnx_model(cell: str, tmp_path: Path) -> None
     lc.convert(path, tmp_path / "again.onnx")
     y = judges.run_onnx(tmp_path / "again.onnx", sample.x, case)
     assert np.max(np.abs(y - sample.y)) <= 1e-5
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_activations_that_are_named_for_both_directions(cell: str, tmp_path: Path) -> None:
+    import keras
+    import openvino
+
+    made = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU, "rnn": keras.layers.SimpleRNN}[cell]
+    layer = keras.layers.Bidirectional(made(HIDDEN, return_sequences=True))
+    keras.Sequential([keras.Input((5, INPUT)), layer]).save(tmp_path / "both.keras")
+    lc.convert(tmp_path / "both.keras", tmp_path / "both.onnx")
+    path = tmp_path / "both.xml"
+    openvino.save_model(openvino.convert_model(tmp_path / "both.onnx"), path, compress_to_fp16=False)
+    activations = re.findall(r' activations="([^"]*)"', path.read_text())
+    assert len(activations[0].split(",")) % 2 == 0  # named twice
+    print("seed 20261130")
+    x = np.random.default_rng(20261130).standard_normal((3, 5, INPUT)).astype(np.float32)
+    assert np.max(np.abs(lc.read(path).run(x.astype(np.float64)) - ran(path, x))) <= 1e-5
 
 
 def test_lengths_from_outside_are_not_taken_for_whole_sequences(tmp_path: Path) -> None:

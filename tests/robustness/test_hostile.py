@@ -61,7 +61,36 @@ def sequential(*layers: object) -> dict[str, object]:
     return {"class_name": "Sequential", "config": {"name": "s", "layers": list(layers)}}
 
 
+def behind(class_name: str, **config: object) -> dict[str, object]:
+    """A layer behind one that gives three steps of three features."""
+    other = {"class_name": class_name, "config": {"name": "other", **config}}
+    return sequential(layer(return_sequences=True), other)
+
+
+SIDE_BY_SIDE = {
+    "class_name": "Model",
+    "config": {
+        "name": "m",
+        "layers": [
+            {"class_name": "InputLayer", "name": "x", "config": {"name": "x", "batch_input_shape": [None, 3, 1]}, "inbound_nodes": []},
+            {**layer(return_sequences=True), "name": "lstm_1", "inbound_nodes": [[["x", 0, 0, {}]]]},
+            {"class_name": "Flatten", "name": "f", "config": {"name": "f"}, "inbound_nodes": [[["lstm_1", 0, 0, {}]]]},
+            {"class_name": "Concatenate", "name": "c", "config": {"name": "c", "axis": -1},
+             "inbound_nodes": [[["lstm_1", 0, 0, {}], ["f", 0, 0, {}]]]},
+        ],
+        "input_layers": [["x", 0, 0]],
+        "output_layers": [["c", 0, 0]],
+    },
+}  # fmt: skip
+
 CASES: dict[str, Any] = {
+    "a stride beyond all bounds": behind("MaxPooling1D", pool_size=2, strides=1e308),
+    "a stride of nothing": behind("AveragePooling1D", pool_size=2, strides=0),
+    "2^62 times as long": behind("UpSampling1D", size=1 << 62),
+    "axes that there are not": behind("Permute", dims=[1, 5]),
+    "a shape of other numbers": behind("Reshape", target_shape=[7, 7]),
+    "more cut off than there is": behind("Cropping1D", cropping=[9, 9]),
+    "side by side with other axes": SIDE_BY_SIDE,
     "deep lists": b'{"class_name": "Sequential", "config": ' + b"[" * 20_000 + b"]" * 20_000 + b"}",
     "deep objects": b'{"class_name": "Sequential", "config": ' + b'{"a":' * 9_000 + b"1" + b"}" * 9_000 + b"}",
     "a number of 5000 digits": b'{"class_name": "Sequential", "config": ' + b"9" * 5_000 + b"}",
@@ -158,6 +187,77 @@ def test_a_thousand_layers_are_no_trouble(tmp_path: Path) -> None:
     outcome = run(hostile(tmp_path, sequential(*layers)), tmp_path / "out.safetensors")
     assert outcome.status in (0, 3, 4), outcome
     assert outcome.cpu < 20, outcome
+
+
+MANY = 10_000
+
+
+def many_in_safetensors(path: Path) -> None:
+    import safetensors.numpy
+
+    kernel = np.ones((8, 2), np.float32)
+    names = [f"lstm.weight_{part}_l{n}" for n in range(MANY) for part in ("ih", "hh")]
+    safetensors.numpy.save_file(dict.fromkeys(names, kernel), path)
+
+
+def many_in_npz(path: Path) -> None:
+    np.savez(path, **{f"layer_{n}": np.ones((8, 2), np.float32) for n in range(MANY)})
+
+
+def many_in_torch(path: Path) -> None:
+    import torch
+
+    kernel = torch.ones(8, 2)
+    torch.save({f"lstm.weight_{p}_l{n}": kernel.clone() for n in range(MANY) for p in ("ih", "hh")}, path)
+
+
+def many_in_weights(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        for n in range(MANY):
+            group = file.create_group(f"layers/lstm_{n}/cell/vars")
+            group["0"] = group["1"] = np.ones((2, 8), np.float32)
+
+
+def many_in_a_legacy_file(path: Path) -> None:
+    names = np.array([b"lstm_%d" % n for n in range(MANY)])
+    with h5py.File(path, "w") as file:
+        for number, part in enumerate(np.array_split(names, 4)):
+            file.attrs[f"layer_names{number}"] = part
+        file.attrs["keras_version"] = b"2.15.0"
+
+
+def many_in_onnx(path: Path) -> None:
+    import onnx
+    from onnx import helper, numpy_helper
+
+    nodes, held, value = [], [numpy_helper.from_array(np.array([1]), "axes")], "x"
+    for n in range(MANY):
+        for part in "WR":
+            held.append(numpy_helper.from_array(np.ones((1, 8, 2), np.float32), f"{part}{n}"))
+        nodes.append(helper.make_node("LSTM", [value, f"W{n}", f"R{n}"], [f"y{n}"], hidden_size=2))
+        nodes.append(helper.make_node("Squeeze", [f"y{n}", "axes"], [value := f"s{n}"]))
+    ports = [helper.make_tensor_value_info(name, 1, ["t", "b", 2]) for name in ("x", value)]
+    graph = helper.make_graph(nodes, "many", ports[:1], ports[1:], held)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+
+
+TEN_THOUSAND = {
+    "x.safetensors": many_in_safetensors,
+    "x.npz": many_in_npz,
+    "x.pt": many_in_torch,
+    "x.weights.h5": many_in_weights,
+    "x.h5": many_in_a_legacy_file,
+    "x.onnx": many_in_onnx,
+}
+
+
+@pytest.mark.parametrize("name", TEN_THOUSAND)
+def test_ten_thousand_layers_are_refused_at_once(tmp_path: Path, name: str) -> None:
+    TEN_THOUSAND[name](tmp_path / name)
+    outcome = run(tmp_path / name, tmp_path / "out.keras")
+    assert outcome.status == 4, outcome
+    assert "expected at most 8192" in outcome.error, outcome
+    assert outcome.cpu < 10, outcome
 
 
 STRANGE = np.array([0x7FC12345, 0xFFA00001, 0xFF800000, 0x7F800000, 0x80000000], np.uint32)

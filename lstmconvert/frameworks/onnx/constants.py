@@ -199,7 +199,7 @@ class Graphs:
         )
         try:
             results = fold(operator)
-        except (ValueError, IndexError, TypeError, KeyError, OverflowError) as error:
+        except (ValueError, IndexError, TypeError, KeyError, ArithmeticError) as error:
             raise BadFile(
                 f"{node.op_type} cannot act on its constant inputs",
                 place=f"node {node_name(node)!r}",

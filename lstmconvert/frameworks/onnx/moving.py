@@ -105,7 +105,7 @@ def _shaped(node: Node, x: Held, sizes: Sequence[int]) -> Held:
     if whole is None:
         raise NotUnderstood("it mixes axes of free size")
     rest = math.prod(size for size in sizes if size != -1)
-    known = [whole // rest if size == -1 else size for size in sizes]
+    known = [whole // rest if size == -1 and rest else size for size in sizes]
     if min(known) < 1 or math.prod(known) != whole:
         raise NotUnderstood("its shape does not fit")
     x = node.topology.arranged(x, x.axes, node.name)

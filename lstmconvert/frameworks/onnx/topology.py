@@ -426,7 +426,7 @@ class Topology:
         except (NotUnderstood, CannotArrange) as error:
             self._give_up(node.output, f"{place}: {error}")
             return
-        except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+        except (ValueError, IndexError, KeyError, TypeError, ArithmeticError) as error:
             self._give_up(node.output, f"{place}: its inputs or attributes contradict each other ({error})")
             return
         for output, held in zip(node.output, results, strict=False):

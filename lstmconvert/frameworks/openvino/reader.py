@@ -463,6 +463,9 @@ def _activations(layer: Mapping[str, Any], cell: Cell) -> tuple[Activation, ...]
         return [text.strip() for text in data.get(key, "").split(",") if text.strip()]
 
     kinds = [kind.lower() for kind in listed("activations")] or list(_DEFAULTS[cell])
+    half = kinds[: len(_DEFAULTS[cell])]
+    if kinds == half * 2 and not listed("activations_alpha") and not listed("activations_beta"):
+        kinds = half  # OpenVINO's reader of ONNX lists them for both directions, its runtime takes one list
     if len(kinds) != len(_DEFAULTS[cell]):
         raise BadFile(
             "unexpected number of activations",
