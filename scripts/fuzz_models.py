@@ -23,15 +23,26 @@ from lstmconvert.model import Call, Layer, Model, OperationLayer, Port
 from lstmconvert.operations import (
     AdditiveAttention,
     Combine,
+    Concatenate,
+    Convolution1D,
+    Crop,
     Dense,
     Embedding,
     GlobalPooling,
+    GroupNormalization,
     LayerNormalization,
     Masking,
     MultiHeadAttention,
     Operation,
     Pool,
+    Pooling,
+    Repeat,
+    Reshape,
+    Select,
+    Transpose,
+    UpSample,
     ValidSteps,
+    ZeroPad,
 )
 from lstmconvert.tensors import Lazy
 
@@ -40,8 +51,14 @@ EXPORTED = Path(__file__).resolve().parent.parent / "tests" / "data" / "exported
 
 
 def models() -> dict[str, Model]:
-    """Models of which each has what the others lack: masks, lengths, attention, a projection."""
-    return {"masked": _masked(), "lengths": _lengths(), "attention": _attention(), "projected": _projected()}
+    """Models of which each has what the others lack: masks, lengths, attention, a projection, neighbours."""
+    return {
+        "masked": _masked(),
+        "lengths": _lengths(),
+        "attention": _attention(),
+        "projected": _projected(),
+        "neighbours": _neighbours(),
+    }
 
 
 def _masked() -> Model:
@@ -122,6 +139,37 @@ def _projected() -> Model:
     layer = _recurrent(rng, "lstm", Cell.LSTM, 2, 4, projected=3)
     ports = (Port("x", "x", (None, None, 2)),), (Port("y", "y", (None, None, 3)),)
     return Model({"lstm": layer}, (Call("lstm", ("x",), ("y",)),), *ports)
+
+
+def _neighbours() -> Model:
+    """Layers whose options are whole numbers: windows, groups, axes, shapes."""
+    rng = np.random.default_rng(5)
+    layers: dict[str, Layer] = {
+        "pad": OperationLayer("pad", ZeroPad(((1, 1),))),
+        "conv": _with(rng, "conv", Convolution1D(stride=2), kernel=(4, 3, 3), bias=(4,)),
+        "pool": OperationLayer("pool", Pooling(Pool.MAX, (2,), (1,))),
+        "up": OperationLayer("up", UpSample((2,))),
+        "crop": OperationLayer("crop", Crop(((1, 0),))),
+        "groups": _with(rng, "groups", GroupNormalization(2), scale=(4,), offset=(4,)),
+        "lstm": _recurrent(rng, "lstm", Cell.LSTM, 4, 3),
+        "gru": _recurrent(rng, "gru", Cell.GRU, 4, 2),
+        "beside": OperationLayer("beside", Concatenate(-1)),
+        "turned": OperationLayer("turned", Transpose((0, 2, 1))),
+        "last": OperationLayer("last", Select(1, -1)),
+        "again": OperationLayer("again", Repeat(2)),
+        "shaped": OperationLayer("shaped", Reshape((-1,))),
+        "head": _with(rng, "head", Dense(), kernel=(2, 18), bias=(2,)),
+    }
+    before, behind = ("pad", "conv", "pool", "up", "crop", "groups"), ("turned", "last", "again", "shaped")
+    chain = [Call(name, (f"v{n}",), (f"v{n + 1}",)) for n, name in enumerate(before)]
+    chain += [
+        Call("lstm", ("v6",), ("a",)),
+        Call("gru", ("v6",), ("b",)),
+        Call("beside", ("a", "b"), ("w0",)),
+    ]
+    chain += [Call(name, (f"w{n}",), (f"w{n + 1}",)) for n, name in enumerate(behind)]
+    calls = (*chain, Call("head", ("w4",), ("y",)))
+    return Model(layers, calls, (Port("x", "v0", (None, 11, 3)),), (Port("y", "y", (None, 2)),))
 
 
 def _with(rng: np.random.Generator, name: str, operation: Operation, **shapes: tuple[int, ...]) -> Layer:

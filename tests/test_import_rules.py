@@ -38,6 +38,7 @@ ROOMS: tuple[frozenset[str], ...] = (
             "packing",
             "sampling",
             "reading_notes",
+            "memory",
             "parallel",
             "pieces",
             "plain_toml",

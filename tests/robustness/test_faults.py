@@ -34,6 +34,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def started(source: Path, target: Path, *more: str, limit: int | None = None) -> subprocess.Popen[str]:
     def limited() -> None:
+        # A shell has what it starts in the background ignore Ctrl-C, the tests and all that they start.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         if limit is not None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
