@@ -464,7 +464,9 @@ def test_graphs_are_damaged_in_every_way() -> None:
 def test_what_the_fuzzers_found_is_mended(tmp_path: Path, path: Path) -> None:
     source = tmp_path / path.stem
     source.write_bytes(path.read_bytes())
-    assert run(source, tmp_path / "out.onnx").status in (0, 3, 4)
+    outcome = run(source, tmp_path / "out.onnx")
+    assert outcome.status in (0, 2, 3, 4), outcome
+    assert outcome.cpu < 5, outcome
 
 
 def test_a_state_that_claims_another_size_is_refused_before_it_is_made(tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ def _constant(operator: Operator) -> Results:
 def _constant_of_shape(operator: Operator) -> Results:
     given = operator.attributes.get("value")
     value = Lazy.of(np.zeros(1, np.float32)) if given is None else given
+    if not isinstance(value, Lazy):
+        raise ValueError("its value is no tensor")
     scalar = value.map(lambda a: a.reshape(()), ())
     shape = operator.integers(0)
     if shape is None:

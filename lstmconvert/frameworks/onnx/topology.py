@@ -65,6 +65,10 @@ STACK = "stack"
 """Note of a layer that takes the sequence of another one and nothing else: the first of them."""
 
 
+_MOST_AXES = 16
+"""Patterns are looked for among all axes; no layer has more."""
+
+
 class NotUnderstood(Exception):
     """A node is not understood; the text says what about it."""
 
@@ -430,7 +434,10 @@ class Topology:
             self._give_up(node.output, f"{place}: its inputs or attributes contradict each other ({error})")
             return
         for output, held in zip(node.output, results, strict=False):
-            self._give(output, held, scope)
+            if isinstance(held, Held) and held.rank > _MOST_AXES:
+                self._give_up([output], f"{place}: its output has {held.rank} axes")
+            else:
+                self._give(output, held, scope)
         self._give_up(node.output[len(results) :], f"{place}: its output is not known")
 
     def _piece(self, node: onnx.NodeProto, scope: Scope) -> Held | None:
