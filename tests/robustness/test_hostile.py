@@ -67,21 +67,25 @@ def behind(class_name: str, **config: object) -> dict[str, object]:
     return sequential(layer(return_sequences=True), other)
 
 
-SIDE_BY_SIDE = {
-    "class_name": "Model",
-    "config": {
-        "name": "m",
-        "layers": [
-            {"class_name": "InputLayer", "name": "x", "config": {"name": "x", "batch_input_shape": [None, 3, 1]}, "inbound_nodes": []},
-            {**layer(return_sequences=True), "name": "lstm_1", "inbound_nodes": [[["x", 0, 0, {}]]]},
-            {"class_name": "Flatten", "name": "f", "config": {"name": "f"}, "inbound_nodes": [[["lstm_1", 0, 0, {}]]]},
-            {"class_name": "Concatenate", "name": "c", "config": {"name": "c", "axis": -1},
-             "inbound_nodes": [[["lstm_1", 0, 0, {}], ["f", 0, 0, {}]]]},
-        ],
-        "input_layers": [["x", 0, 0]],
-        "output_layers": [["c", 0, 0]],
-    },
-}  # fmt: skip
+def node(class_name: str, name: str, *inputs: str, **config: object) -> dict[str, object]:
+    """A layer that is called once."""
+    calls = [[[other, 0, 0, {}] for other in inputs]] if inputs else []
+    return {
+        "class_name": class_name,
+        "name": name,
+        "config": {"name": name, **config},
+        "inbound_nodes": calls,
+    }
+
+
+def wired(steps: int, last: dict[str, object], *others: dict[str, object]) -> dict[str, object]:
+    """An input of one feature, an LSTM that gives all steps, and what is behind it."""
+    source = node("InputLayer", "x", batch_input_shape=[None, steps, 1])
+    lstm = {**layer(return_sequences=True), "name": "lstm_1", "inbound_nodes": [[["x", 0, 0, {}]]]}
+    config = {"name": "m", "layers": [source, lstm, *others, last]}
+    ports = {"input_layers": [["x", 0, 0]], "output_layers": [[last["name"], 0, 0]]}
+    return {"class_name": "Model", "config": {**config, **ports}}
+
 
 CASES: dict[str, Any] = {
     "a stride beyond all bounds": behind("MaxPooling1D", pool_size=2, strides=1e308),
@@ -90,7 +94,9 @@ CASES: dict[str, Any] = {
     "axes that there are not": behind("Permute", dims=[1, 5]),
     "a shape of other numbers": behind("Reshape", target_shape=[7, 7]),
     "more cut off than there is": behind("Cropping1D", cropping=[9, 9]),
-    "side by side with other axes": SIDE_BY_SIDE,
+    "side by side with other axes": wired(
+        3, node("Concatenate", "c", "lstm_1", "f", axis=-1), node("Flatten", "f", "lstm_1")
+    ),
     "deep lists": b'{"class_name": "Sequential", "config": ' + b"[" * 20_000 + b"]" * 20_000 + b"}",
     "deep objects": b'{"class_name": "Sequential", "config": ' + b'{"a":' * 9_000 + b"1" + b"}" * 9_000 + b"}",
     "a number of 5000 digits": b'{"class_name": "Sequential", "config": ' + b"9" * 5_000 + b"}",
@@ -126,20 +132,9 @@ LONG: dict[str, Any] = {
     "ten million repetitions": sequential(
         layer(), {"class_name": "RepeatVector", "config": {"name": "r", "n": 10_000_000}}
     ),
-    "attention among all steps": {
-        "class_name": "Model",
-        "config": {
-            "name": "m",
-            "layers": [
-                {"class_name": "InputLayer", "name": "x", "config": {"name": "x", "batch_input_shape": [None, 8000, 1]}, "inbound_nodes": []},
-                {**layer(return_sequences=True), "name": "lstm_1", "inbound_nodes": [[["x", 0, 0, {}]]]},
-                {"class_name": "AdditiveAttention", "name": "a", "config": {"name": "a", "use_scale": False},
-                 "inbound_nodes": [[["lstm_1", 0, 0, {}], ["lstm_1", 0, 0, {}]]]},
-            ],
-            "input_layers": [["x", 0, 0]],
-            "output_layers": [["a", 0, 0]],
-        },
-    },
+    "attention among all steps": wired(
+        8000, node("AdditiveAttention", "a", "lstm_1", "lstm_1", use_scale=False)
+    ),
 }  # fmt: skip
 
 
@@ -465,7 +460,9 @@ def test_what_the_fuzzers_found_is_mended(tmp_path: Path, path: Path) -> None:
     source = tmp_path / path.stem
     source.write_bytes(path.read_bytes())
     outcome = run(source, tmp_path / "out.onnx")
-    assert outcome.status in (0, 2, 3, 4), outcome
+    # Two recurrent layers without a wiring that is understood: the user has to choose one.
+    expected = (2,) if path.stem == "dozens_of_axes.onnx" else (0, 3, 4)
+    assert outcome.status in expected, outcome
     assert outcome.cpu < 5, outcome
 
 
