@@ -68,6 +68,10 @@ class Call:
     initial_state: tuple[str, ...] = ()
 
 
+LARGEST_AXIS = 1 << 31
+"""Sizes of arrays are below this."""
+
+
 @dataclass(frozen=True, slots=True)
 class Port:
     """An input or output of a model.

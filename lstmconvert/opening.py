@@ -14,7 +14,7 @@ from lstmconvert.canonical import RecurrentLayer
 from lstmconvert.containers import Archive, check_number
 from lstmconvert.errors import AmbiguousSource, BadFile, ConversionError, UnsupportedSource, Usage
 from lstmconvert.mapping import MappingFile, load_file
-from lstmconvert.model import Layer, Model
+from lstmconvert.model import LARGEST_AXIS, Layer, Model
 from lstmconvert.options import CustomLayer, ReadOptions
 from lstmconvert.values import dataclass
 
@@ -46,10 +46,9 @@ def open_source(path: Path, options: ReadOptions) -> Source:
         framework = framework_of(path, entry.name, archive, options)
         _refuse_untold(options, framework)
         model = registry.module_of(framework).read(archive, entry.name, with_mapping(options, framework))
+        _check(model)
     except ConversionError as error:
         raise error.located(file=path) from error.__cause__
-    _check_ports(model, path)
-    _check_wiring(model, path)
     model = _remembered(replace(model, framework=framework.name), archive)
     if options.layer is not None:
         model = only_layer(model, options.layer, path)
@@ -68,48 +67,27 @@ def _refuse_untold(options: ReadOptions, framework: MappingFile) -> None:
             )
 
 
-_LARGEST_AXIS = 1 << 31
-
-
-def _check_ports(model: Model, path: Path) -> None:
-    """See that inputs and outputs are arrays that there can be.
+def _check(model: Model) -> None:
+    """See that inputs and outputs are arrays that there can be, and that the layers fit each other.
 
     Raises:
-        BadFile: when a dtype is none, or a size is negative or beyond all bounds.
+        BadFile: when a dtype is none, a size is negative or beyond all bounds, or two layers do not fit.
     """
     for port in (*model.inputs, *model.outputs):
         try:
             np.dtype(port.dtype)
         except (TypeError, ValueError) as error:
             raise BadFile(
-                "an input or output has a dtype that there is not",
-                file=path,
-                place=port.name,
-                found=repr(port.dtype),
+                "an input or output has a dtype that there is not", place=port.name, found=repr(port.dtype)
             ) from error
-        if len(port.shape) > 32 or any(n is not None and not 0 <= n < _LARGEST_AXIS for n in port.shape):
+        if len(port.shape) > 32 or any(n is not None and not 0 <= n < LARGEST_AXIS for n in port.shape):
             raise BadFile(
-                "an input or output has an impossible shape",
-                file=path,
-                place=port.name,
-                found=str(port.shape)[:80],
+                "an input or output has an impossible shape", place=port.name, found=str(port.shape)[:80]
             )
+    if model.calls is not None:
+        from lstmconvert import shapes
 
-
-def _check_wiring(model: Model, path: Path) -> None:
-    """See that every layer can take what it is given.
-
-    Raises:
-        BadFile: when one cannot.
-    """
-    if model.calls is None:
-        return
-    from lstmconvert import shapes
-
-    try:
-        shapes.infer(model)
-    except ValueError as error:
-        raise BadFile("the layers do not fit each other", file=path, found=str(error)[:300]) from error
+        shapes.infer_read(model)
 
 
 def with_mapping(options: ReadOptions, framework: MappingFile) -> ReadOptions:

@@ -13,8 +13,9 @@ from typing import Any
 
 from lstmconvert import operations as ops
 from lstmconvert.canonical import Merge, RecurrentLayer, Returns
+from lstmconvert.errors import BadFile
 from lstmconvert.gates import Cell
-from lstmconvert.model import Model, OperationLayer
+from lstmconvert.model import LARGEST_AXIS, Model, OperationLayer
 
 Size = int | None
 Shape = tuple[Size, ...]
@@ -39,7 +40,7 @@ def infer(model: Model) -> dict[str, Shape]:
             else:
                 _check_numbers(layer.operation)
                 found = _operation(layer.operation, layer, inputs)
-            if any(size is not None and not 0 <= size < _LARGEST for shape in found for size in shape):
+            if any(size is not None and not 0 <= size < LARGEST_AXIS for shape in found for size in shape):
                 raise ValueError(f"gives values of the shapes {found}")
         except (ValueError, LookupError, TypeError, ArithmeticError) as error:
             raise ValueError(f"layer {call.layer!r} and its inputs {inputs} do not fit: {error}") from error
@@ -47,7 +48,18 @@ def infer(model: Model) -> dict[str, Shape]:
     return shapes
 
 
-_LARGEST = 1 << 31
+def infer_read(model: Model) -> dict[str, Shape]:
+    """As ``infer``, for a model that was read from a file.
+
+    Raises:
+        BadFile: when a layer cannot take what it is given.
+    """
+    try:
+        return infer(model)
+    except ValueError as error:
+        raise BadFile("the layers do not fit each other", found=str(error)[:300]) from error
+
+
 _POSITIVE = ("stride", "strides", "dilation", "groups", "size", "factors", "count")
 
 
@@ -59,9 +71,9 @@ def _check_numbers(operation: ops.Operation) -> None:
     """
     for option in fields(operation):
         value = getattr(operation, option.name)
-        least = 1 if option.name in _POSITIVE else -_LARGEST
+        least = 1 if option.name in _POSITIVE else -LARGEST_AXIS
         for number in _whole(value):
-            if not least <= number < _LARGEST:
+            if not least <= number < LARGEST_AXIS:
                 raise ValueError(f"{option.name} is {number:.3g}")
 
 

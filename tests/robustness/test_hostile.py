@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 import lstmconvert
+from lstmconvert.errors import BadFile
 from lstmconvert.finite import not_finite
 from lstmconvert.model import OperationLayer
 from lstmconvert.options import ReadOptions
@@ -124,6 +125,11 @@ def test_a_hostile_configuration_is_one_plain_error(tmp_path: Path, case: str, t
     if outcome.status:
         assert outcome.error.startswith("lstmconvert: ")
         assert not (tmp_path / target).exists()
+
+
+def test_layers_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    with pytest.raises(BadFile, match=r"model\.h5: the layers do not fit each other; found layer 'c'"):
+        lstmconvert.read(hostile(tmp_path, CASES["side by side with other axes"]))
 
 
 # Sizes that a few bytes of a file say: the proof must not run them all.

@@ -97,7 +97,7 @@ def read_model(
 
 
 def _with_output_shapes(model: Model) -> Model:
-    sizes, kinds = shapes.infer(model), shapes.dtypes(model)
+    sizes, kinds = shapes.infer_read(model), shapes.dtypes(model)
     outputs = [replace(port, shape=sizes[port.value], dtype=kinds[port.value]) for port in model.outputs]
     return replace(model, outputs=tuple(outputs))
 
