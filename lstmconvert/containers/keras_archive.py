@@ -32,15 +32,12 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lstmconvert.containers import Archive, byte_ranges, hdf5, zip_reader
 from lstmconvert.containers.hdf5_bytes import FileBytes, HeldBytes, Source
 from lstmconvert.containers.zip_reader import Member
 from lstmconvert.errors import BadFile, ConversionError, NotRepresentable, UnsupportedSource
-
-if TYPE_CHECKING:
-    import zipfile
 
 NAME = "keras_archive"
 SUFFIXES = (".keras",)
@@ -51,8 +48,7 @@ _CONFIG = "config.json"
 _WEIGHTS = "model.weights.h5"
 _ASSETS = "assets/"
 
-# Zip keeps dates; the earliest that it can say makes the bytes depend on the model alone.
-_DATE = (1980, 1, 1, 0, 0, 0)
+# That of the members of the zip: the bytes depend on the model alone.
 _DATE_TEXT = "1980-01-01@00:00:00"
 
 _LARGEST_TEXT = 256 * 2**20
@@ -127,8 +123,6 @@ def write(path: Path, archive: Archive) -> None:
     Raises:
         NotRepresentable: assets, or a tensor that HDF5 cannot hold.
     """
-    import zipfile
-
     metadata = archive.metadata
     if metadata.get("form") != "keras_archive":
         raise AssertionError(f"no Keras archive has the form {metadata.get('form')!r}")
@@ -141,23 +135,15 @@ def write(path: Path, archive: Archive) -> None:
     weights = Archive(archive.tensors, {"form": "weights_v3", "variable_names": names})
 
     from lstmconvert.containers import hdf5_writing
+    from lstmconvert.containers.zip_writer import ZipWriter
 
-    with Path(path).open("xb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as target:
-        target.writestr(_member(_CONFIG), json.dumps(metadata["config"]))
-        # The size is not known before, so room is left for one beyond 4 GiB.
-        with target.open(_member(_WEIGHTS), "w", force_zip64=True) as member:
-            hdf5_writing.write(weights, member.write, file_name=path)
+    with ZipWriter(Path(path)) as target:
+        target.add(_CONFIG, json.dumps(metadata["config"]).encode())
+        with target.open(_WEIGHTS) as sink:
+            hdf5_writing.write(weights, sink, file_name=path)
         note = {**metadata, **archive.told()}.get(hdf5.NOTE)
         about |= {} if note is None else {hdf5.NOTE: str(note)}
-        target.writestr(_member(_METADATA), json.dumps(about))
-
-
-def _member(name: str) -> zipfile.ZipInfo:
-    import zipfile
-
-    member = zipfile.ZipInfo(name, _DATE)
-    member.external_attr = 0o644 << 16
-    return member
+        target.add(_METADATA, json.dumps(about).encode())
 
 
 def _source(member: Member) -> Source:
