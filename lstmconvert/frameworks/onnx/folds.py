@@ -51,6 +51,8 @@ def _constant_of_shape(operator: Operator) -> Results:
     value = Lazy.of(np.zeros(1, np.float32)) if given is None else given
     if not isinstance(value, Lazy):
         raise ValueError("its value is no tensor")
+    if value.size != 1:
+        raise ValueError(f"its value has the shape {value.shape}, not one element")
     scalar = value.map(lambda a: a.reshape(()), ())
     shape = operator.integers(0)
     if shape is None:
