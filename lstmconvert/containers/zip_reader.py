@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from lstmconvert.containers import byte_ranges
+from lstmconvert.containers import byte_ranges, zip_format
 from lstmconvert.containers.byte_ranges import Checksum, read_range
 from lstmconvert.errors import BadFile, UnsupportedSource
 from lstmconvert.tensors import Array, Lazy
@@ -33,16 +33,9 @@ ALWAYS_ALLOWED = 64 << 20
 LARGEST_TABLE = 256 << 20
 """Bytes of member table; a million members need about 100 MB."""
 
-_END = struct.Struct("<4s4H2LH")
-_END64_LOCATOR = struct.Struct("<4sLQL")
-_END64 = struct.Struct("<4sQ2H2L4Q")
-_ENTRY = struct.Struct("<4s6H3L5H2L")
-_LOCAL = struct.Struct("<4s5H3L2H")
 _STORED, _DEFLATED = 0, 8
 _ENCRYPTED = 0x1
-_UTF8 = 0x800
 _LONGEST_HEAD = 1 << 16
-_NEEDS_ZIP64 = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +65,7 @@ def is_zip(path: Path) -> bool:
     """Whether a file begins like a zip archive."""
     try:
         with path.open("rb") as file:
-            return file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
+            return file.read(4) in (zip_format.LOCAL_MARK, zip_format.END_MARK)
     except OSError:
         return False
 
@@ -264,27 +257,29 @@ def _bad_checksum(member: Member) -> BadFile:
 
 def _table_place(path: Path, size: int) -> tuple[int, int, int]:
     """Offset and size of the member table, and how many members it has."""
-    tail_size = min(size, _END.size + 0xFFFF)
+    tail_size = min(size, zip_format.END.size + 0xFFFF)
     tail = read_range(path, size - tail_size, tail_size)
-    at = tail.rfind(b"PK\x05\x06")
+    at = tail.rfind(zip_format.END_MARK)
     while at >= 0:
-        if at + _END.size <= len(tail):
-            fields = _END.unpack_from(tail, at)
-            if at + _END.size + fields[7] == len(tail):
+        if at + zip_format.END.size <= len(tail):
+            fields = zip_format.END.unpack_from(tail, at)
+            if at + zip_format.END.size + fields[7] == len(tail):
                 break
-        at = tail.rfind(b"PK\x05\x06", 0, at)
+        at = tail.rfind(zip_format.END_MARK, 0, at)
     else:
         raise _damaged(path, "it has no end; it was cut short")
     _, disk, table_disk, count_here, count, table_size, table_offset, _ = fields
     end = size - tail_size + at
-    if end >= _END64_LOCATOR.size:
-        locator = read_range(path, end - _END64_LOCATOR.size, _END64_LOCATOR.size)
-        if locator.startswith(b"PK\x06\x07"):
-            end = _END64_LOCATOR.unpack(locator)[2]
-            mark, _, _, _, disk, table_disk, count_here, count, table_size, table_offset = _END64.unpack(
-                read_range(path, end, _END64.size, place="zip64 end record")
+    if end >= zip_format.END64_LOCATOR.size:
+        locator = read_range(path, end - zip_format.END64_LOCATOR.size, zip_format.END64_LOCATOR.size)
+        if locator.startswith(zip_format.END64_LOCATOR_MARK):
+            end = zip_format.END64_LOCATOR.unpack(locator)[2]
+            mark, _, _, _, disk, table_disk, count_here, count, table_size, table_offset = (
+                zip_format.END64.unpack(
+                    read_range(path, end, zip_format.END64.size, place="zip64 end record")
+                )
             )
-            if mark != b"PK\x06\x06":
+            if mark != zip_format.END64_MARK:
                 raise _damaged(path, "its zip64 end record is not where it should be")
     if disk or table_disk or count != count_here:
         raise UnsupportedSource("the zip archive is one part of several", file=path)
@@ -298,19 +293,21 @@ def _table_place(path: Path, size: int) -> tuple[int, int, int]:
 def _entries(path: Path, table: bytes, count: int) -> Iterator[_Entry]:
     at = 0
     for _ in range(count):
-        if at + _ENTRY.size > len(table):
+        if at + zip_format.ENTRY.size > len(table):
             raise _damaged(path, "its member table is cut short")
-        mark, _, _, flags, method, _, _, crc, stored_size, size, *rest = _ENTRY.unpack_from(table, at)
+        mark, _, _, flags, method, _, _, crc, stored_size, size, *rest = zip_format.ENTRY.unpack_from(
+            table, at
+        )
         name_size, extra_size, comment_size, _, _, _, header = rest
-        if mark != b"PK\x01\x02":
+        if mark != zip_format.ENTRY_MARK:
             raise _damaged(path, "its member table is not one")
-        begin = at + _ENTRY.size
+        begin = at + zip_format.ENTRY.size
         at = begin + name_size + extra_size + comment_size
         if at > len(table):
             raise _damaged(path, "its member table is cut short")
         raw_name = table[begin : begin + name_size]
         extra = table[begin + name_size : begin + name_size + extra_size]
-        if _NEEDS_ZIP64 in (size, stored_size, header):
+        if zip_format.ELSEWHERE in (size, stored_size, header):
             size, stored_size, header = _zip64(path, extra, size, stored_size, header)
         name = _name(path, raw_name, flags)
         if flags & _ENCRYPTED:
@@ -332,13 +329,13 @@ def _zip64(path: Path, extra: bytes, *narrow: int) -> tuple[int, int, int]:
     at, content = 0, b""
     while at + 4 <= len(extra):
         tag, length = struct.unpack_from("<2H", extra, at)
-        if tag == 1:
+        if tag == zip_format.ZIP64_TAG:
             content = extra[at + 4 : at + 4 + length]
             break
         at += 4 + length
     wide = list(narrow)
     for index, value in enumerate(narrow):
-        if value == _NEEDS_ZIP64:
+        if value == zip_format.ELSEWHERE:
             if len(content) < 8:
                 raise _damaged(path, "a size of 64 bits is missing")
             (wide[index],) = struct.unpack_from("<Q", content)
@@ -348,7 +345,7 @@ def _zip64(path: Path, extra: bytes, *narrow: int) -> tuple[int, int, int]:
 
 def _name(path: Path, raw: bytes, flags: int) -> str:
     try:
-        name = raw.decode("utf-8" if flags & _UTF8 else "cp437")
+        name = raw.decode("utf-8" if flags & zip_format.UTF8 else "cp437")
     except UnicodeDecodeError as error:
         raise _damaged(path, "the name of a member is not text", raw[:80]) from error
     parts = name.removesuffix("/").split("/")
@@ -360,16 +357,20 @@ def _name(path: Path, raw: bytes, flags: int) -> str:
 
 def _located(file: BinaryIO, path: Path, entry: _Entry, table_offset: int) -> Member:
     """The member that an entry describes."""
-    if entry.header + _LOCAL.size > table_offset:
+    if entry.header + zip_format.LOCAL.size > table_offset:
         raise _damaged(path, "a member lies outside the file", entry.name)
     file.seek(entry.header)
-    local = file.read(_LOCAL.size + len(entry.raw_name))
-    if len(local) != _LOCAL.size + len(entry.raw_name):
+    local = file.read(zip_format.LOCAL.size + len(entry.raw_name))
+    if len(local) != zip_format.LOCAL.size + len(entry.raw_name):
         raise _damaged(path, "a member lies outside the file", entry.name)
-    mark, *_, name_size, extra_size = _LOCAL.unpack_from(local)
-    if mark != b"PK\x03\x04" or name_size != len(entry.raw_name) or local[_LOCAL.size :] != entry.raw_name:
+    mark, *_, name_size, extra_size = zip_format.LOCAL.unpack_from(local)
+    if (
+        mark != zip_format.LOCAL_MARK
+        or name_size != len(entry.raw_name)
+        or local[zip_format.LOCAL.size :] != entry.raw_name
+    ):
         raise _damaged(path, "a member is not what the member table says", entry.name)
-    offset = entry.header + _LOCAL.size + name_size + extra_size
+    offset = entry.header + zip_format.LOCAL.size + name_size + extra_size
     compressed = entry.method == _DEFLATED
     if offset + entry.stored_size > table_offset:
         raise _damaged(path, "a member lies outside the file", entry.name)

@@ -1,8 +1,7 @@
 """Zip archives of plainly stored, aligned members, written one after another.
 
-Not with ``zipfile``, whose checksum takes half of the time of a large archive. Source: PKWARE's APPNOTE
-6.3.10 (4.3.7 local headers, 4.3.12 the directory, 4.3.14 to 4.3.16 its end, 4.5.3 ZIP64); ``zipfile`` of
-Python 3.11, torch and Keras read what is written.
+Not with ``zipfile``, whose checksum is a large part of the time of a large archive. ``zipfile`` of Python
+3.11, torch and Keras read what is written.
 """
 
 from __future__ import annotations
@@ -14,30 +13,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from lstmconvert.containers import zip_format
 from lstmconvert.pieces import pieces
 from lstmconvert.tensors import Lazy
 from lstmconvert.values import dataclass
 
-_LOCAL = struct.Struct("<4sHHHHHLLLHH")
-"""Signature, version, flags, method, time, date, CRC-32, sizes stored and unpacked, of name and extra."""
-_CENTRAL = struct.Struct("<4sHHHHHHLLLHHHHHLL")
-"""As before with the version that wrote it second, and behind it comment, disk, attributes and offset."""
-_END = struct.Struct("<4sHHHHLLH")
-_END_64 = struct.Struct("<4sQHHLLQQQQ")
-_LOCATOR_64 = struct.Struct("<4sLQL")
 _PLAIN, _ZIP64 = 20, 45
 """Versions of the format."""
 _UNIX = 3 << 8
 _MODE = 0o100644 << 16
-_UTF8 = 1 << 11
 _DATE = 1 << 5 | 1
 """The first of January 1980: the bytes of an archive depend on nothing but its contents."""
 _PADDING = b"FB"
 """Tag of the extra field that only fills up; the one that torch writes."""
-_ELSEWHERE, _COUNTED_ELSEWHERE = 0xFFFFFFFF, 0xFFFF
-"""Say that a size or offset, or the number of members, stands where ZIP64 has it."""
-_LIMIT, _MOST_MEMBERS = _ELSEWHERE, _COUNTED_ELSEWHERE
-"""From here on they do."""
+_LIMIT, _MOST_MEMBERS = zip_format.ELSEWHERE, zip_format.COUNTED_ELSEWHERE
+"""Sizes and offsets, and numbers of members, from which on ZIP64 has them."""
 
 Sink = Callable[[Any], None]
 """Takes the next bytes, in any buffer."""
@@ -54,7 +44,7 @@ class _Member:
 
     @property
     def flags(self) -> int:
-        return 0 if self.name.isascii() else _UTF8
+        return 0 if self.name.isascii() else zip_format.UTF8
 
 
 class ZipWriter:
@@ -94,10 +84,10 @@ class ZipWriter:
         offset = self._file.tell()
         large = size is None or size >= _LIMIT
         extra = 20 if large else 0
-        padding = -(offset + _LOCAL.size + len(encoded) + extra) % self._alignment
+        padding = -(offset + zip_format.LOCAL.size + len(encoded) + extra) % self._alignment
         while 0 < padding < 4:  # tag and length of an extra field take four bytes
             padding += self._alignment
-        self._file.write(bytes(_LOCAL.size + len(encoded) + extra + padding))
+        self._file.write(bytes(zip_format.LOCAL.size + len(encoded) + extra + padding))
         checksum = written = 0
 
         def sink(data: Any) -> None:
@@ -122,11 +112,13 @@ class ZipWriter:
         size, count = self._file.tell() - start, len(self._members)
         many = count >= _MOST_MEMBERS
         if many or size >= _LIMIT or start >= _LIMIT:
-            head = b"PK\6\6", _END_64.size - 12, _UNIX | _ZIP64, _ZIP64, 0, 0
-            self._file.write(_END_64.pack(*head, count, count, size, start))
-            self._file.write(_LOCATOR_64.pack(b"PK\6\7", 0, start + size, 1))
-        held = _COUNTED_ELSEWHERE if many else count
-        self._file.write(_END.pack(b"PK\5\6", 0, 0, held, held, _held(size), _held(start), 0))
+            head = zip_format.END64_MARK, zip_format.END64.size - 12, _UNIX | _ZIP64, _ZIP64, 0, 0
+            self._file.write(zip_format.END64.pack(*head, count, count, size, start))
+            self._file.write(zip_format.END64_LOCATOR.pack(zip_format.END64_LOCATOR_MARK, 0, start + size, 1))
+        held = zip_format.COUNTED_ELSEWHERE if many else count
+        self._file.write(
+            zip_format.END.pack(zip_format.END_MARK, 0, 0, held, held, _held(size), _held(start), 0)
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -141,26 +133,28 @@ class ZipWriter:
 
 def _held(number: int) -> int:
     """What a plain field says of a size or an offset."""
-    return number if number < _LIMIT else _ELSEWHERE
+    return number if number < _LIMIT else zip_format.ELSEWHERE
 
 
 def _local(member: _Member, *, large: bool, padding: int) -> bytes:
     """What stands before the content of a member."""
-    extra = struct.pack("<HHQQ", 1, 16, member.size, member.size) if large else b""
+    extra = struct.pack("<HHQQ", zip_format.ZIP64_TAG, 16, member.size, member.size) if large else b""
     if padding:
         extra += struct.pack("<2sH", _PADDING, padding - 4) + bytes(padding - 4)
-    size = _ELSEWHERE if large else member.size
+    size = zip_format.ELSEWHERE if large else member.size
     version = _ZIP64 if large else _PLAIN
     fields = version, member.flags, 0, 0, _DATE, member.crc, size, size, len(member.name), len(extra)
-    return _LOCAL.pack(b"PK\3\4", *fields) + member.name + extra
+    return zip_format.LOCAL.pack(zip_format.LOCAL_MARK, *fields) + member.name + extra
 
 
 def _central(member: _Member) -> bytes:
     """The entry of a member in the directory."""
     beyond = [n for n in (member.size, member.size, member.offset) if n >= _LIMIT]
-    extra = struct.pack(f"<HH{len(beyond)}Q", 1, 8 * len(beyond), *beyond) if beyond else b""
+    extra = (
+        struct.pack(f"<HH{len(beyond)}Q", zip_format.ZIP64_TAG, 8 * len(beyond), *beyond) if beyond else b""
+    )
     size, offset = _held(member.size), _held(member.offset)
     version = _ZIP64 if beyond else _PLAIN
     fields = _UNIX | version, version, member.flags, 0, 0, _DATE, member.crc, size, size
     tail = len(member.name), len(extra), 0, 0, 0, _MODE, offset
-    return _CENTRAL.pack(b"PK\1\2", *fields, *tail) + member.name + extra
+    return zip_format.ENTRY.pack(zip_format.ENTRY_MARK, *fields, *tail) + member.name + extra
