@@ -43,6 +43,7 @@ ROOMS: tuple[frozenset[str], ...] = (
             "pieces",
             "plain_toml",
             "prefixed",
+            "onnx_proto",
         }
     ),
     frozenset({"canonical"}),

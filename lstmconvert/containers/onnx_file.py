@@ -64,15 +64,16 @@ def read(path: Path) -> Archive:
         BadFile: when the file is missing, damaged, or points outside its folder.
         UnsupportedSource: on tensor types that are not arrays of numbers where numbers are needed.
     """
-    import onnx
     from google.protobuf.message import DecodeError
+
+    from lstmconvert import onnx_proto
 
     path = Path(path)
     cuts: list[onnx_wire.Cut] = []
     try:
         with onnx_wire.FileSource(path) as source:
             skeleton = onnx_wire.without_large_tensors(source, cuts, MARKER, _LARGEST_GRAPH)
-        model = onnx.ModelProto()
+        model = onnx_proto.ModelProto()
         model.ParseFromString(skeleton)
     except DecodeError as error:
         raise BadFile("this is not an ONNX model, or it is damaged", file=path, found=str(error)) from error
@@ -191,7 +192,7 @@ def _check_texts(*texts: object) -> None:
 
 def _with_texts(archive: Archive) -> onnx.ModelProto:
     """The archive's model, its texts in ``metadata_props``."""
-    from onnx import ModelProto
+    from lstmconvert.onnx_proto import ModelProto
 
     model = ModelProto()
     model.CopyFrom(archive.metadata["model"])
@@ -210,7 +211,7 @@ def _planned(
 
     The keys in ``external`` stay out of the file: they lie at that offset in ``location``.
     """
-    from onnx import TensorProto
+    from lstmconvert.onnx_proto import TensorProto
 
     arrays: dict[str, Lazy] = {}
 
@@ -265,9 +266,9 @@ def _stored(tensor: onnx.TensorProto, key: str, array: Lazy) -> Lazy:
         return array
 
     def packed() -> Array:
-        from onnx import numpy_helper
+        from lstmconvert import onnx_proto
 
-        return np.frombuffer(numpy_helper.from_array(array.read()).raw_data, np.uint8)
+        return np.frombuffer(onnx_proto.tensor_of(array.read()).raw_data, np.uint8)
 
     return Lazy(((array.size * bits + 7) // 8,), np.uint8, packed)
 

@@ -117,15 +117,15 @@ def element_dtype(data_type: int) -> tuple[np.dtype[Any], int]:
         UnsupportedSource: on strings.
         BadFile: on a type that does not exist.
     """
-    import onnx
+    from lstmconvert.onnx_proto import TensorProto, dtype_of
 
-    if data_type == onnx.TensorProto.STRING:
+    if data_type == TensorProto.STRING:
         raise UnsupportedSource("a tensor of strings cannot be read as numbers")
-    if data_type == onnx.TensorProto.BFLOAT16:
+    if data_type == TensorProto.BFLOAT16:
         return _bfloat16(), 16
     try:
-        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(data_type))
-        name = onnx.TensorProto.DataType.Name(data_type)
+        dtype = dtype_of(data_type)
+        name = TensorProto.DataType.Name(data_type)
     except (KeyError, ValueError, TypeError) as error:
         raise BadFile("a tensor has an element type that ONNX does not define", found=data_type) from error
     return dtype, _PACKED_BITS.get(name, dtype.itemsize * 8)
@@ -140,7 +140,7 @@ def _bfloat16() -> np.dtype[Any]:
 
 def _inline(tensor: onnx.TensorProto, shape: tuple[int, ...], dtype: np.dtype[Any], nbytes: int) -> Lazy:
     """A tensor that is in the parsed model, in any of the fields that hold data."""
-    from onnx import TensorProto
+    from lstmconvert.onnx_proto import TensorProto
 
     if tensor.HasField("raw_data"):
         if len(tensor.raw_data) != nbytes:
@@ -154,7 +154,7 @@ def _inline(tensor: onnx.TensorProto, shape: tuple[int, ...], dtype: np.dtype[An
 
 
 def _decoded(tensor: onnx.TensorProto, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    from onnx import numpy_helper
+    from lstmconvert.onnx_proto import array_of
 
     try:
         if tensor.data_type == tensor.BFLOAT16:  # releases of onnx differ in what they make of it
@@ -165,7 +165,7 @@ def _decoded(tensor: onnx.TensorProto, shape: tuple[int, ...], dtype: np.dtype[A
             )
             array = bits.astype(np.uint16).view(dtype).reshape(shape)
         else:
-            array = np.asarray(numpy_helper.to_array(tensor))
+            array = array_of(tensor)
     except (ValueError, TypeError, OverflowError) as error:
         raise BadFile(
             "a tensor's data do not fit its shape or type",
@@ -180,7 +180,7 @@ def _packed(
     path: Path, offset: int, nbytes: int, data_type: int, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> Lazy:
     """A tensor of several elements a byte."""
-    from onnx import TensorProto
+    from lstmconvert.onnx_proto import TensorProto
 
     raw = byte_ranges.lazy(path, offset, (nbytes,), np.dtype(np.uint8))
 

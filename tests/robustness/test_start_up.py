@@ -44,9 +44,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 UNUSED = {
     ("model.h5", "out.safetensors"): {"onnx", "google.protobuf", "onnxruntime"},
-    ("model.onnx", "out.safetensors"): {"h5py", "onnxruntime"},
+    ("model.onnx", "out.safetensors"): {"h5py", "onnx", "onnxruntime"},
+    ("model.onnx", "out.keras"): {"onnx", "onnxruntime"},
     ("model.safetensors", "out.keras"): {"onnx", "google.protobuf", "onnxruntime"},
-    ("model.safetensors", "out.onnx"): {"h5py"},
+    ("model.safetensors", "out.onnx"): {"h5py", "onnx", "onnxruntime"},
+    ("model.h5", "out.onnx"): {"onnx", "onnxruntime"},
 }
 
 

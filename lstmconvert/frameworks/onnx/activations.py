@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from lstmconvert.activations import Activation
-from lstmconvert.frameworks.onnx.graph import Attribute, Graph
+from lstmconvert.frameworks.onnx.graph import Graph
+from lstmconvert.onnx_proto import Attribute
 
 _RECURRENT: Mapping[str, str] = MappingProxyType(
     {

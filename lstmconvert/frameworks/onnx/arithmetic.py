@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lstmconvert import onnx_proto
 from lstmconvert.frameworks.onnx.known import (
     Known,
     Operator,
@@ -31,10 +32,8 @@ Fold = Callable[[Operator], Results]
 
 
 def _cast(operator: Operator) -> Results:
-    import onnx
-
     known = operator.input(0)
-    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(operator.attributes["to"]))
+    dtype = onnx_proto.dtype_of(operator.attributes["to"])
     if isinstance(known, Partial | UnknownShape):
         return [known] if dtype.kind in "iu" else None
     return _mapped(known, lambda a: _converted(a, dtype), dtype)

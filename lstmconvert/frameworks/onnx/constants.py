@@ -13,8 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from lstmconvert import onnx_proto
 from lstmconvert.errors import BadFile, UnsupportedSource
 from lstmconvert.frameworks.onnx import folds
 from lstmconvert.frameworks.onnx.known import UNKNOWN_SHAPE, Known, Operator, Partial, Size
@@ -102,10 +101,8 @@ class Graphs:
             return self.tensors[next(e.value for e in proto.external_data if e.key == "location")]
         if proto.data_type == proto.STRING:
             return None
-        from onnx import numpy_helper
-
         try:
-            return Lazy.of(np.asarray(numpy_helper.to_array(proto)))
+            return Lazy.of(onnx_proto.array_of(proto))
         except (ValueError, TypeError, KeyError) as error:
             raise BadFile(
                 "a tensor's data do not fit its shape or type", place=proto.name, found=error
@@ -161,8 +158,6 @@ class Graphs:
     def _inlined(
         self, node: onnx.NodeProto, branch: onnx.GraphProto, scope: Scope
     ) -> Iterator[tuple[onnx.NodeProto, Scope]]:
-        from onnx import helper
-
         inside = Scope(path=scope.path, outer=scope)
         yield from self._graph(branch, inside)
         if len(branch.output) < len(node.output):
@@ -172,7 +167,7 @@ class Graphs:
             if known is not None:
                 scope.constants[name] = known
             elif name:
-                yield helper.make_node("Identity", [value.name], [name], name=node.name), scope
+                yield onnx_proto.node("Identity", [value.name], [name], name=node.name), scope
 
     def _fold(self, node: onnx.NodeProto, scope: Scope) -> bool:
         """Work out the node's outputs; whether all of them are known."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from lstmconvert.activations import Activation
 from lstmconvert.frameworks.onnx import activations
-from lstmconvert.frameworks.onnx.graph import Attribute, Dimension, Value
+from lstmconvert.frameworks.onnx.graph import Dimension, Value
 from lstmconvert.frameworks.onnx.use import Use
 from lstmconvert.frameworks.onnx.windows import output_length, padding_attributes
+from lstmconvert.onnx_proto import Attribute
 from lstmconvert.operations import ConvolutionalLstm, Padding
 
 LONGEST = 1000

@@ -11,15 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from lstmconvert import onnx_proto
+from lstmconvert.onnx_proto import Attribute, GraphProto, NodeProto, TensorProto, ValueInfoProto
 from lstmconvert.tensors import Array, Lazy
 from lstmconvert.values import dataclass
 
 Dimension = int | str | None
 """A fixed size, the name of a free one, or ``None`` for a free size without a name."""
-
-Attribute = int | float | str | Sequence[int] | Sequence[float] | Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +65,11 @@ def element_type(dtype: str) -> int:
     """ONNX's number of a dtype.
 
     Raises:
-        KeyError: where ONNX has no such type.
+        ValueError: where ONNX has no such type.
     """
     if dtype == "bfloat16":
         return int(TensorProto.BFLOAT16)
-    return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+    return onnx_proto.element_type_of(np.dtype(dtype))
 
 
 def is_floating(dtype: str) -> bool:
@@ -165,7 +164,7 @@ class Graph:
         outputs: Sequence[str],
     ) -> tuple[str, ...]:
         names = tuple(self._unique(output, self._tensor_names) for output in outputs)
-        self._nodes.append(helper.make_node(operator, list(inputs), list(names), name=name, **attributes))
+        self._nodes.append(onnx_proto.node(operator, inputs, names, attributes, name=name))
         return names
 
     # Constants and weights.
@@ -175,7 +174,7 @@ class Graph:
         key = ("", array.dtype.str, array.shape, array.tobytes())
         if key not in self._known:
             name = self._unique(f"constant_{len(self._constants)}", self._tensor_names)
-            self._constants[name] = numpy_helper.from_array(array, name)
+            self._constants[name] = onnx_proto.tensor_of(array, name)
             self._known[key] = (name,)
         return self._known[key][0]
 
@@ -275,7 +274,7 @@ class Graph:
                 renamed[tensor] = output
             elif output not in given:
                 node = self._unique(f"{output}/Identity", self._node_names)
-                self._nodes.append(helper.make_node("Identity", [tensor], [output], name=node))
+                self._nodes.append(onnx_proto.node("Identity", [tensor], [output], name=node))
         for node in self._nodes:
             for names in (node.input, node.output):
                 for index, old in enumerate(names):
@@ -288,7 +287,9 @@ class Graph:
         ]
         constants = [tensor for name, tensor in self._constants.items() if name in used]
         descriptions = [description for _, description in outputs.values()]
-        return helper.make_graph(nodes, name, list(inputs), descriptions, [*tensors, *constants])
+        return GraphProto(
+            name=name, node=nodes, input=inputs, output=descriptions, initializer=[*tensors, *constants]
+        )
 
     def _needed(self, wanted: set[str]) -> tuple[list[NodeProto], set[str]]:
         """The nodes that the wanted tensors need, and every tensor that they use."""

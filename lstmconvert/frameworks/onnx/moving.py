@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from lstmconvert import onnx_proto
 from lstmconvert.frameworks.onnx.arrangement import Atom, Axis, CannotArrange, Held, length, pieces, regrouped
 from lstmconvert.frameworks.onnx.known import Size, partial, uniform
 from lstmconvert.frameworks.onnx.neighbour_node import (
@@ -132,10 +133,8 @@ def _dropout(node: Node) -> list[Held]:
 
 
 def _cast(node: Node) -> list[Held]:
-    from onnx import helper
-
     x = node.held(0)
-    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(node.attributes["to"])).name
+    dtype = onnx_proto.dtype_of(node.attributes["to"]).name
     if dtype == x.dtype:
         return [x]
     after = replace(node.same(Cast(dtype), x), dtype=dtype)

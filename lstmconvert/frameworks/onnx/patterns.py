@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING
 
-from onnx import numpy_helper
-
+from lstmconvert import onnx_proto
 from lstmconvert.frameworks.onnx.constants import attribute_value
 from lstmconvert.frameworks.onnx.graph import Graph
 from lstmconvert.tensors import Array, Lazy, same_bits
@@ -50,7 +49,7 @@ class Pattern:
         """The pattern in a graph that was written from placeholders."""
         return cls(
             makers_of(graph.nodes),
-            {name: numpy_helper.to_array(tensor) for name, tensor in graph.constants.items()},
+            {name: onnx_proto.array_of(tensor) for name, tensor in graph.constants.items()},
             {name: tensor.shape for name, tensor in graph.weights.items()},
             tuple(outputs),
         )

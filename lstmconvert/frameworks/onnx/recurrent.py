@@ -29,9 +29,10 @@ from lstmconvert.canonical import (
 from lstmconvert.errors import NotRepresentable
 from lstmconvert.frameworks.onnx import masks
 from lstmconvert.frameworks.onnx.activations import recurrent_attributes
-from lstmconvert.frameworks.onnx.graph import Attribute, Dimension, Graph, Value
+from lstmconvert.frameworks.onnx.graph import Dimension, Graph, Value
 from lstmconvert.frameworks.onnx.masks import TIME_MAJOR, Compaction
 from lstmconvert.gates import Cell, Direction, Part
+from lstmconvert.onnx_proto import Attribute
 from lstmconvert.tensors import Array
 from lstmconvert.values import dataclass
 

@@ -12,8 +12,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from lstmconvert import onnx_proto
 from lstmconvert.activations import LINEAR, RELU
 from lstmconvert.canonical import Merge, RecurrentLayer
 from lstmconvert.errors import UnsupportedSource
@@ -792,13 +791,11 @@ def _described(
     info: onnx.ValueInfoProto, named: dict[str, Atom]
 ) -> tuple[str | None, tuple[Axis, ...] | None]:
     """Dtype and axes of a port; axes of free size that have one name are one."""
-    from onnx import helper
-
     tensor = info.type.tensor_type
     if not info.type.HasField("tensor_type") or not tensor.elem_type:
         return None, None
     try:
-        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        dtype = onnx_proto.dtype_of(tensor.elem_type)
     except (KeyError, TypeError, ValueError):
         return None, None
     if dtype.kind not in "fiubV":

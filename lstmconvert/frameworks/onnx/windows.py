@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lstmconvert.frameworks.onnx.graph import Attribute, Dimension, Value
+from lstmconvert.frameworks.onnx.graph import Dimension, Value
 from lstmconvert.frameworks.onnx.use import Use
+from lstmconvert.onnx_proto import Attribute
 from lstmconvert.operations import (
     Convolution1D,
     Convolution2D,

@@ -20,8 +20,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from onnx import ModelProto, ValueInfoProto, helper
-
 from lstmconvert import stacks
 from lstmconvert.canonical import RecurrentLayer
 from lstmconvert.containers import Archive
@@ -31,6 +29,7 @@ from lstmconvert.frameworks.onnx.graph import Dimension, Graph, Value, element_t
 from lstmconvert.frameworks.onnx.use import Use
 from lstmconvert.gates import Cell
 from lstmconvert.model import Call, Model, Port
+from lstmconvert.onnx_proto import ModelProto, OperatorSetIdProto, ValueInfoProto, value_info
 from lstmconvert.options import WriteOptions
 
 DEFAULT_OPSET = 17
@@ -148,9 +147,9 @@ class _ModelWriter:
         self.outputs |= states
         name = str(self.model.metadata.get("name") or "model")
         graph = self.graph.finish(name, self.inputs, self.outputs)
-        proto: ModelProto = helper.make_model(
-            graph,
-            opset_imports=[helper.make_opsetid("", self.opset)],
+        proto = ModelProto(
+            graph=graph,
+            opset_import=[OperatorSetIdProto(domain="", version=self.opset)],
             ir_version=_IR_VERSIONS[self.opset],
             producer_name="lstmconvert",
         )
@@ -260,5 +259,4 @@ class _ModelWriter:
 
 
 def _described(name: str, dtype: str, shape: tuple[Dimension, ...] | list[Dimension]) -> ValueInfoProto:
-    described: ValueInfoProto = helper.make_tensor_value_info(name, element_type(dtype), list(shape))
-    return described
+    return value_info(name, element_type(dtype), shape)
