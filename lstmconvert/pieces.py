@@ -58,12 +58,14 @@ def of_pairs(
 
     Args:
         pairs: the arrays.
-        work: called with the same part of both arrays of a pair, on several threads.
+        work: called with the same part of both arrays of a pair; of large ones on several threads.
 
     Returns:
         The number of the pair beside each result.
     """
     jobs = [(number, job) for number, pair in enumerate(pairs) for job in _jobs(*pair, work)]
+    if sum(first.nbytes for first, _ in pairs) < LARGE:
+        return ((number, job()) for number, job in jobs)
     return zip((number for number, _ in jobs), ahead(lambda n: jobs[n][1](), len(jobs)), strict=True)
 
 
