@@ -56,7 +56,8 @@ def prove(
     layers, problems = prove_layers(
         source.recurrent, _in_order(target, lowered), tolerance=tolerance, full=full
     )
-    compared = {name for layer in layers if layer.bit_equal for name in target.recurrent[layer.target].origin}
+    held = target.recurrent
+    compared = {name for layer in layers if layer.bit_equal for name in held[layer.target].origin}
     problems += _lost_tensors(archive, back, compared)
     problems += _lost_neighbours(lowered, target)
     strange = _not_finite(original, layers)

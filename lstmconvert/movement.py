@@ -351,12 +351,13 @@ def _of_target(
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             return Movement(skipped=(f"the target's elements were not followed: {reason}",))
     count = 0
+    layers = model.recurrent
     problems: list[str] = []
     skipped: list[str] = []
     for place, block in held.items():
         came = [blocks.get(place) for blocks in found]
         lazies = [lazy for lazy in came if lazy is not None]
-        recurrent = place[0] in model.recurrent
+        recurrent = place[0] in layers
         if len(lazies) < len(came) or lazies[0].dtype != block.dtype or lazies[0].shape != block.shape:
             if not recurrent:
                 # A neighbour that the target spells in another way, such as a folded normalisation.

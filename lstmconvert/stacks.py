@@ -50,17 +50,19 @@ def noted(model: Model) -> Model:
     uses = Counter(value for call in model.calls for value in (*call.inputs, *call.initial_state))
     uses.update(port.value for port in model.outputs)
     takers = {call.inputs[0]: call for call in model.calls if len(call.inputs) == 1}
+    layers = model.recurrent
     followers: dict[str, str] = {}
     for call in model.calls:
         taker = takers.get(call.outputs[0]) if call.outputs else None
         if taker is None or taker.initial_state or uses[call.outputs[0]] != 1:
             continue
-        once = all(name in model.recurrent and calls[name] == 1 for name in (call.layer, taker.layer))
-        if once and _gives_on(model.recurrent[call.layer]):
+        once = all(name in layers and calls[name] == 1 for name in (call.layer, taker.layer))
+        if once and _gives_on(layers[call.layer]):
             followers[call.layer] = taker.layer
     stacks: dict[str, str] = {}
+    fed = set(followers.values())
     for first in followers:
-        if first not in followers.values():
+        if first not in fed:
             name: str | None = first
             while name is not None:
                 stacks[name] = first

@@ -346,7 +346,8 @@ def _prove_large(
     from lstmconvert.sketch import Sketch
 
     (case,) = random_inputs(source, (_LARGE_CASE,))
-    sketches = {name: Sketch(source.recurrent[name], seed) for seed, name in enumerate(same)}
+    layers = source.recurrent
+    sketches = {name: Sketch(layers[name], seed) for seed, name in enumerate(same)}
     expected = outputs(source, case, np.float32, {n: s.run_directions for n, s in sketches.items()})
     got = outputs(
         _without_states(source, target),

@@ -412,32 +412,34 @@ def _written_scopes(model: Model) -> dict[str, str]:
 
 def _stacks(model: Model) -> dict[str, list[str]]:
     """Layers that only feed each other, the outputs of two directions side by side: one stack of cells."""
+    layers = model.recurrent
     followers: dict[str, str] = {}
     if model.calls is None:
         last: dict[str, str] = {}
-        for name, layer in model.recurrent.items():
+        for name, layer in layers.items():
             stack = layer.notes.get(STACK)
             if stack is not None:
                 followers[last.get(stack, "")] = name
                 last[stack] = name
         followers.pop("", None)
-        titles = {name: model.recurrent[name].notes[STACK] for name in followers}
+        titles = {name: layers[name].notes[STACK] for name in followers}
     else:
         uses = Counter(value for call in model.calls for value in call.inputs)
-        makers = {call.outputs[0]: call.layer for call in model.calls if call.layer in model.recurrent}
+        makers = {call.outputs[0]: call.layer for call in model.calls if call.layer in layers}
         for call in model.calls:
             before = makers.get(call.inputs[0]) if call.inputs else None
-            if call.layer in model.recurrent and before is not None and uses[call.inputs[0]] == 1:
+            if call.layer in layers and before is not None and uses[call.inputs[0]] == 1:
                 followers[before] = call.layer
         titles = {}
     stacks: dict[str, list[str]] = {}
-    for name in model.recurrent:
-        if name in followers.values():
+    fed = set(followers.values())
+    for name in layers:
+        if name in fed:
             continue
         chain = [name]
         while chain[-1] in followers and followers[chain[-1]] not in chain:
             chain.append(followers[chain[-1]])
-        held = [model.recurrent[each] for each in chain]
+        held = [layers[each] for each in chain]
         alike = len({len(layer.directions) for layer in held}) == 1
         if len(chain) > 1 and alike and all(layer.sequence.merge is Merge.CONCAT for layer in held):
             stacks[titles.get(name, name)] = chain

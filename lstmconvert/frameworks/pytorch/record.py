@@ -6,12 +6,10 @@ tensors no longer fit it, is read like any other state_dict.
 
 from __future__ import annotations
 
-import bisect
 import functools
-import itertools
 import json
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -68,10 +66,9 @@ def loads(text: object, tensors: Mapping[str, Lazy]) -> Model | None:
         if data["schema"] != _SCHEMA:
             return None
         layers: dict[str, Layer] = {}
-        names = sorted(tensors)
         for item in data["layers"]:
             read = _recurrent_from_json if "places" in item else _operation_from_json
-            layer = layers[str(item["key"])] = read(item, tensors, names)
+            layer = layers[str(item["key"])] = read(item, tensors)
             if layer.name != item["key"]:
                 return None
         model = Model(
@@ -100,18 +97,12 @@ def _recurrent_to_json(layer: RecurrentLayer, places: tuple[Place, ...]) -> dict
     }
 
 
-def _under(prefix: str, tensors: Mapping[str, Lazy], names: Sequence[str]) -> dict[str, Lazy]:
-    """The tensors whose names begin alike, without that; ``names`` are all of them, sorted."""
-    start = bisect.bisect_left(names, prefix)
-    found = itertools.takewhile(
-        lambda name: name.startswith(prefix), (names[n] for n in range(start, len(names)))
-    )
-    return {name.removeprefix(prefix): tensors[name] for name in found}
+def _under(prefix: str, names: Iterable[str], tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
+    """Those of the names that there are tensors of behind the prefix, and these."""
+    return {name: tensors[prefix + name] for name in names if prefix + name in tensors}
 
 
-def _recurrent_from_json(
-    data: Mapping[str, Any], tensors: Mapping[str, Lazy], names: Sequence[str]
-) -> RecurrentLayer:
+def _recurrent_from_json(data: Mapping[str, Any], tensors: Mapping[str, Lazy]) -> RecurrentLayer:
     directions: list[RecurrentDirection] = []
     origin: list[str] = []
     stored: tuple[Any, ...] = ()
@@ -121,11 +112,12 @@ def _recurrent_from_json(
         layout = layout_named(place.layout)
         if layout.cell is None:
             raise ValueError(f"{place.layout} is no layout of a cell")
-        local = _under(place.prefix, tensors, names)
+        local = _under(place.prefix, _names(place.layout, place.layer), tensors)
         found = layouts.unpack(layout, local, place.layer)
         if len(found) != len(place.directions):
             raise ValueError("another number of directions")
-        origin += [place.prefix + n for n in _names(place.layout, tuple(found), place.layer) if n in local]
+        used = _tensor_names(place.layout, tuple(found), place.layer)
+        origin += [place.prefix + name for name in used if name in local]
         stored = layout.gates
         for row, (direction, blocks) in enumerate(zip(place.directions, found.values(), strict=True)):
             for part, name in zip(INITIAL, place.initial, strict=False):
@@ -147,10 +139,17 @@ def _recurrent_from_json(
     )
 
 
-@functools.lru_cache(maxsize=256)
-def _names(layout: str, directions: tuple[Direction, ...], layer: str) -> tuple[str, ...]:
+@functools.lru_cache(maxsize=4096)
+def _tensor_names(layout: str, directions: tuple[Direction, ...], layer: str) -> tuple[str, ...]:
     """The names of a layout's tensors; the proof reads the same layers several times."""
     return layouts.tensor_names(layout_named(layout), directions, layer)
+
+
+def _names(layout: str, layer: str) -> tuple[str, ...]:
+    """The names that a layer's tensors may have, whichever directions there are."""
+    both = (Direction.FORWARD, Direction.REVERSE)
+    every = (name for ways in (both[:1], both) for name in _tensor_names(layout, ways, layer))
+    return tuple(dict.fromkeys(every))
 
 
 def _row(lazy: Lazy, row: int) -> Lazy:
@@ -184,13 +183,11 @@ def _sizes(layer: OperationLayer) -> dict[str, int]:
     }
 
 
-def _operation_from_json(
-    data: Mapping[str, Any], tensors: Mapping[str, Lazy], names: Sequence[str]
-) -> OperationLayer:
+def _operation_from_json(data: Mapping[str, Any], tensors: Mapping[str, Lazy]) -> OperationLayer:
     operation = _from_json(Operation, data["operation"])
     if data["layout"]:
         layout = layout_named(data["layout"])
-        local = _under(data["prefix"], tensors, names)
+        local = _under(data["prefix"], (rule.name for rule in layout.tensors), tensors)
         found = layouts.unpack_operation(layout, local, {str(k): int(v) for k, v in data["sizes"].items()})
     else:
         found = {part: _reordered(tensors[name], order) for part, (name, order) in data["tensors"].items()}
