@@ -25,6 +25,10 @@ WRITTEN_OUT = "written_out"
 """Note of a layer that was found as operators: the node that splits its gates."""
 
 _MOVES = ("Gather", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Split", "Identity", "Transpose")
+_INPUTS = MappingProxyType({"Add": (2, 2), "Mul": (2, 2), "Gemm": (2, 3), "Tanh": (1, 1), "Sigmoid": (1, 1)})
+"""The fewest and the most inputs that operators of a cell have."""
+_MOVED = 1, 5
+"""The same of what moves a value, whose first input it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +42,10 @@ class _Product:
 
 
 class _Nodes:
-    """The nodes of one graph, by what they make and take."""
+    """The nodes of one graph, by what they make and take; of no others than a cell may have."""
 
     def __init__(self, nodes: Sequence[onnx.NodeProto]) -> None:
+        nodes = [node for node in nodes if _may_belong(node)]
         self.maker = {name: node for node in nodes for name in node.output if name}
         self.takers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         for node in nodes:
@@ -59,12 +64,18 @@ class _Nodes:
         return name
 
 
+def _may_belong(node: onnx.NodeProto) -> bool:
+    """Whether a node is an operator of a cell or moves a value, and has the inputs that it needs."""
+    bounds = _MOVED if node.op_type in _MOVES else _INPUTS.get(node.op_type)
+    return bounds is not None and bounds[0] <= len(node.input) <= bounds[1] and bool(node.output)
+
+
 def find(nodes: Sequence[onnx.NodeProto], scope: Scope) -> list[RecurrentLayer]:
     """The cells among the nodes of one graph, each as a layer."""
     graph = _Nodes(nodes)
     found = []
     for node in nodes:
-        if node.op_type == "Split" and len(node.output) == 4:
+        if node.op_type == "Split" and len(node.output) == 4 and node.input:
             layer = _cell(graph, node, scope)
             if layer is not None:
                 found.append(layer)

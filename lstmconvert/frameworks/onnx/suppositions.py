@@ -5,6 +5,7 @@ The inputs are called ``x0``, ``x1`` and so on, of unknown sizes; the weights ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
@@ -137,6 +138,10 @@ SPELLED_OUT = (
 """Activations that are several nodes; of those with a parameter, with the one that Keras gives them."""
 
 
+_MOST_FACTORS = 1 << 18
+"""Of a normalisation without factors; where the operator takes them anyway, each pattern has as many ones."""
+
+
 def normalizations(
     shape: Shape, dtype: str, epsilon: float, groups: Iterable[tuple[int, ...]]
 ) -> Iterator[Supposed]:
@@ -159,6 +164,8 @@ def normalizations(
             named = (-1,) if axes == (rank - 1,) else axes
             for rms in (False, True):
                 for parts in _parts(fixed):
+                    if "scale" not in dict(parts) and math.prod(fixed) > _MOST_FACTORS:
+                        continue
                     operation = LayerNormalization(named, epsilon, rms)
                     yield Supposed(operation, (shape,), (dtype,), parts)
 
