@@ -71,7 +71,8 @@ def _check(model: Model) -> None:
     """See that inputs and outputs are arrays that there can be, and that the layers fit each other.
 
     Raises:
-        BadFile: when a dtype is none, a size is negative or beyond all bounds, or two layers do not fit.
+        BadFile: when a dtype is none, a size is negative or beyond all bounds, two layers do not fit, or
+            there are no outputs.
     """
     for port in (*model.inputs, *model.outputs):
         try:
@@ -84,6 +85,8 @@ def _check(model: Model) -> None:
             raise BadFile(
                 "an input or output has an impossible shape", place=port.name, found=str(port.shape)[:80]
             )
+    if model.calls is not None and model.layers and not model.outputs:
+        raise BadFile("the model has no outputs", found=f"layers {', '.join(list(model.layers)[:6])}")
     if model.calls is not None:
         from lstmconvert import shapes
 

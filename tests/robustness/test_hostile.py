@@ -88,6 +88,12 @@ def wired(steps: int, last: dict[str, object], *others: dict[str, object]) -> di
     return {"class_name": "Model", "config": {**config, **ports}}
 
 
+def without_outputs() -> dict[str, object]:
+    """Layers that nothing comes of."""
+    model = wired(3, node("Flatten", "f", "lstm_1"))
+    return {**model, "config": {**model["config"], "output_layers": []}}  # type: ignore[dict-item]
+
+
 CASES: dict[str, Any] = {
     "a stride beyond all bounds": behind("MaxPooling1D", pool_size=2, strides=1e308),
     "a stride of nothing": behind("AveragePooling1D", pool_size=2, strides=0),
@@ -98,6 +104,7 @@ CASES: dict[str, Any] = {
     "side by side with other axes": wired(
         3, node("Concatenate", "c", "lstm_1", "f", axis=-1), node("Flatten", "f", "lstm_1")
     ),
+    "no outputs": without_outputs(),
     "deep lists": b'{"class_name": "Sequential", "config": ' + b"[" * 20_000 + b"]" * 20_000 + b"}",
     "deep objects": b'{"class_name": "Sequential", "config": ' + b'{"a":' * 9_000 + b"1" + b"}" * 9_000 + b"}",
     "a number of 5000 digits": b'{"class_name": "Sequential", "config": ' + b"9" * 5_000 + b"}",
@@ -130,6 +137,11 @@ def test_a_hostile_configuration_is_one_plain_error(tmp_path: Path, case: str, t
 def test_layers_that_do_not_fit_are_named(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match=r"model\.h5: the layers do not fit each other; found layer 'c'"):
         lstmconvert.read(hostile(tmp_path, CASES["side by side with other axes"]))
+
+
+def test_a_model_without_outputs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadFile, match=r"model\.h5: the model has no outputs; found layers .*lstm_1"):
+        lstmconvert.read(hostile(tmp_path, CASES["no outputs"]))
 
 
 # Sizes that a few bytes of a file say: the proof must not run them all.

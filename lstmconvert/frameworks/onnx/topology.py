@@ -673,8 +673,10 @@ class Topology:
         """The whole graph as calls.
 
         Raises:
-            UnsupportedSource: naming the first node that is not understood.
+            UnsupportedSource: naming the first node that is not understood, or where there are no outputs.
         """
+        if not self._graph.output:
+            raise UnsupportedSource("the graph has no outputs")
         outputs = self._output_ports()
         for port in self._graph.input:
             tensor = self._tensors.get(port.name)
