@@ -352,7 +352,7 @@ def _unmasked_use(start: str, graph: Any, constants: Mapping[str, Array]) -> str
 
 def _constants(graph: Any, held: Tensors) -> dict[str, Array]:
     """The small whole numbers of a graph: indices and shapes."""
-    from onnx import TensorProto, numpy_helper
+    from lstmconvert.onnx_proto import TensorProto, array_of
 
     found: dict[str, Array] = {}
     tensors = [(t.name, t) for t in graph.initializer]
@@ -363,7 +363,7 @@ def _constants(graph: Any, held: Tensors) -> dict[str, Array]:
         if tensor.data_type not in (TensorProto.INT64, TensorProto.INT32):
             continue
         if tensor.data_location != TensorProto.EXTERNAL:
-            found[name] = numpy_helper.to_array(tensor)
+            found[name] = array_of(tensor)
         elif name in held and held[name].size < 64:
             found[name] = held[name].read()
     return found

@@ -85,12 +85,13 @@ def _check(model: Model) -> None:
             raise BadFile(
                 "an input or output has an impossible shape", place=port.name, found=str(port.shape)[:80]
             )
-    if model.calls is not None and model.layers and not model.outputs:
+    if model.calls is None:
+        return
+    if model.layers and not model.outputs:
         raise BadFile("the model has no outputs", found=f"layers {', '.join(list(model.layers)[:6])}")
-    if model.calls is not None:
-        from lstmconvert import shapes
+    from lstmconvert import shapes
 
-        shapes.infer_read(model)
+    shapes.infer_read(model)
 
 
 def with_mapping(options: ReadOptions, framework: MappingFile) -> ReadOptions:

@@ -75,7 +75,7 @@ def find(nodes: Sequence[onnx.NodeProto], scope: Scope) -> list[RecurrentLayer]:
     graph = _Nodes(nodes)
     found = []
     for node in nodes:
-        if node.op_type == "Split" and len(node.output) == 4 and node.input:
+        if node.op_type == "Split" and len(node.output) == 4 and _may_belong(node):
             layer = _cell(graph, node, scope)
             if layer is not None:
                 found.append(layer)
